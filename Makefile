@@ -1,0 +1,39 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: help quickstart test test-all lint format clean
+
+help:
+	@echo "make quickstart  digits from spec to served int8 model: runs/quickstart/"
+	@echo "make test        the tests but for the slow ones"
+	@echo "make test-all    all tests"
+	@echo "make lint        ruff and mypy"
+	@echo "make format      ruff's formatter"
+	@echo "make clean       removes .venv, runs and caches"
+
+quickstart: .venv/all.done
+	$(BIN)/python tools/quickstart.py $(ARGS)
+
+test: .venv/test.done
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: .venv/test.done
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/test.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/test.done
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+# One virtual environment; `all` is what the quickstart needs, `test` more.
+.venv/%.done: setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[$*]"
+	@touch $@

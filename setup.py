@@ -1,0 +1,65 @@
+"""Packaging of keras_muffnet.
+
+The ranges admit the versions that the tests were run with and end where the
+next release could break them.
+"""
+
+import pathlib
+import re
+
+from setuptools import find_packages
+from setuptools import setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (ROOT / "keras_muffnet/__init__.py").read_text()
+).group(1)
+
+TENSORFLOW = ["tensorflow>=2.21,<2.22"]
+QUANTIZATION = [
+    *TENSORFLOW,
+    "ai-edge-litert>=2.3,<3",
+    "tensorflow-model-optimization>=0.8.1,<0.9",
+    "tf_keras>=2.21,<2.22",
+]
+SERVING = [
+    *TENSORFLOW,
+    "httptools>=0.6",
+    "orjson>=3.10,<4",
+    "uvicorn>=0.30,<1",
+    "uvloop>=0.19; sys_platform != 'win32'",
+]
+# Pictures, and the digits that the quickstart trains on.
+EXAMPLES = ["matplotlib>=3.8,<4", "scikit-learn>=1.5,<2"]
+ALL = sorted({*QUANTIZATION, *SERVING, *EXAMPLES})
+
+setup(
+    name="keras-muffnet",
+    version=VERSION,
+    description="MuffNet, a small image network, for Keras 3",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["keras_muffnet", "keras_muffnet.*"]),
+    package_data={"keras_muffnet": ["py.typed"]},
+    python_requires=">=3.11,<3.12",
+    # Keras's graph of nodes, which keras_muffnet/graph.py walks, is no public
+    # interface: hence the narrow range.
+    install_requires=["keras>=3.15.1,<3.16", "numpy>=2,<3"],
+    extras_require={
+        "tensorflow": TENSORFLOW,
+        "quantization": QUANTIZATION,
+        "serving": SERVING,
+        "all": ALL,
+        "test": [
+            *ALL,
+            "hypothesis>=6,<7",
+            "jax>=0.10,<0.11",
+            "mypy>=2.4,<3",
+            "pytest>=9,<10",
+            "ruff>=0.17,<0.18",
+            "setuptools>=68",
+            "torch==2.13.0",
+            "wheel",
+        ],
+    },
+)
