@@ -1,0 +1,57 @@
+"""MuffNet for Keras 3: multi-layer feature federation for mobile vision.
+
+The names below load on first use, so that `import keras_muffnet` starts no
+Keras backend.
+"""
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+from typing import Any
+
+if TYPE_CHECKING:
+    from keras_muffnet.applications import MuffNet as MuffNet
+    from keras_muffnet.applications import (
+        decode_predictions as decode_predictions,
+    )
+    from keras_muffnet.applications import preprocess_input as preprocess_input
+    from keras_muffnet.complexity import complexity as complexity
+    from keras_muffnet.federation import SharingMatrix as SharingMatrix
+    from keras_muffnet.layers import ChannelSlice as ChannelSlice
+    from keras_muffnet.presets import StageSpec as StageSpec
+    from keras_muffnet.presets import (
+        stages_from_notation as stages_from_notation,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ChannelSlice": "layers",
+    "MuffNet": "applications",
+    "SharingMatrix": "federation",
+    "StageSpec": "presets",
+    "complexity": "complexity",
+    "decode_predictions": "applications",
+    "preprocess_input": "applications",
+    "stages_from_notation": "presets",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    value = globals()[name] = getattr(home, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+# A saved model needs ChannelSlice registered before `load_model`. With Keras
+# loaded already that costs nothing.
+if "keras" in sys.modules:
+    importlib.import_module(f"{__name__}.layers")
