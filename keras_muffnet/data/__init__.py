@@ -1,0 +1,4 @@
+"""Images for training, as tf.data pipelines. Needs TensorFlow."""
+
+from keras_muffnet.data.digits import load_digits as load_digits
+from keras_muffnet.data.pipeline import make_dataset as make_dataset

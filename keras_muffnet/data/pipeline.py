@@ -1,0 +1,43 @@
+"""tf.data pipelines of labelled images."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_muffnet.applications import preprocess_input
+
+
+def make_dataset(
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+) -> tf.data.Dataset:
+    """Makes batches of scaled images and labels from arrays.
+
+    Args:
+        images: pixels in [0, 255], `(n, height, width, channels)`.
+        labels: integers `(n,)`.
+        batch_size: images a batch; the last batch may be smaller.
+        shuffle_seed: shuffles anew each epoch, in an order that follows from
+            this seed. None keeps the order.
+
+    Returns:
+        A `tf.data.Dataset` of `(float32 images, labels)`, the images scaled by
+        `keras_muffnet.preprocess_input`.
+
+    Raises:
+        ValueError: if there are no images, or not a label for each.
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise ValueError(
+            "`images` must hold at least one image and `labels` a label for "
+            f"each. Received: {len(images)} images and {len(labels)} labels"
+        )
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels))
+    if shuffle_seed is not None:
+        dataset = dataset.shuffle(len(images), seed=shuffle_seed)
+    return dataset.batch(batch_size).map(_scale).prefetch(tf.data.AUTOTUNE)
+
+
+def _scale(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return preprocess_input(images), labels

@@ -1,0 +1,156 @@
+"""Pictures: the sharing matrix, training curves, images with predictions."""
+
+import os
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_muffnet.files import written_aside
+from keras_muffnet.presets import StageSpec
+
+Path = str | os.PathLike[str]
+
+
+def plot_sharing_matrix(stages: Sequence[StageSpec], path: Path) -> None:
+    """Draws the sharing matrix of a whole network (figure 5).
+
+    A cell is a group of channels: its row is the layer that makes them, its
+    column j the layer whose channels it stands beside as input of the block
+    behind layer j, its number their count.
+
+    Args:
+        stages: the network's stages.
+        path: picture to write; its suffix gives the format.
+    """
+    layers = sum(stage.matrix.layers for stage in stages)
+    groups = np.zeros((layers, layers))
+    start = 0
+    outlines = []
+    for stage in stages:
+        rows = np.array(stage.matrix.rows)
+        end = start + len(rows)
+        groups[start:end, start:end] = rows
+        outlines.append((start, len(rows), stage))
+        start = end
+
+    figure, axes = _figure(0.55 * layers + 1.5, 0.55 * layers + 1.2)
+    # Shaded by the share of its layer's channels, so that stages of different
+    # widths look alike; cells without channels stay white.
+    share = groups / groups.sum(axis=1, keepdims=True)
+    shade = np.ma.masked_equal(0.25 + 0.75 * share, 0.25)
+    axes.imshow(shade, cmap="Blues", vmin=0, vmax=1.2)
+    for i, j in zip(*np.nonzero(groups), strict=True):
+        dark = shade[i, j] > 0.65
+        axes.text(
+            j,
+            i,
+            f"{int(groups[i, j])}",
+            ha="center",
+            va="center",
+            color="white" if dark else "black",
+            fontsize=9,
+        )
+    for number, (first, size, stage) in enumerate(outlines, start=1):
+        axes.add_patch(_outline(first - 0.5, size))
+        sharing = stage.sharing if isinstance(stage.sharing, str) else "given"
+        axes.text(
+            first - 0.35,
+            first + size - 0.6,
+            f"stage {number}\n{sharing}",
+            ha="left",
+            va="bottom",
+            fontsize=9,
+        )
+    axes.set_xticks(range(layers))
+    axes.set_yticks(range(layers))
+    axes.set_xlabel("target layer: takes the group as input")
+    axes.set_ylabel("source layer: its channels are split")
+    axes.set_title("Channels of each group M[i, j]")
+    _save(figure, path)
+
+
+def plot_curves(history: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Draws loss and accuracy over epochs.
+
+    Args:
+        history: values by epoch, as `model.fit(...).history` has them: "loss",
+            "accuracy" and the same with "val_" before them.
+        path: picture to write; its suffix gives the format.
+    """
+    figure, panels = _figure(10, 4, columns=2)
+    epochs = np.arange(1, len(history["loss"]) + 1)
+    for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
+        axes.plot(epochs, history[metric], marker="o", label="training")
+        axes.plot(epochs, history[f"val_{metric}"], marker="o", label="test")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(metric)
+        axes.set_xticks(epochs)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    panels[0].set_yscale("log")
+    _save(figure, path)
+
+
+def plot_predictions(
+    images: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    class_names: Sequence[str],
+    path: Path,
+    columns: int = 8,
+) -> None:
+    """Draws a sheet of images with the predicted class and its score.
+
+    Args:
+        images: uint8 `(n, height, width, 3)`.
+        labels: true classes, `(n,)`.
+        scores: probabilities, `(n, classes)`.
+        class_names: a name for each class.
+        path: picture to write; its suffix gives the format.
+        columns: images in a row.
+    """
+    rows = -(-len(images) // columns)
+    figure, grid = _figure(1.4 * columns, 1.7 * rows, columns, rows)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, label, score in zip(
+        grid.flat, images, labels, scores, strict=False
+    ):
+        axes.imshow(image)
+        best = int(score.argmax())
+        title = f"{class_names[best]}  {score[best]:.0%}"
+        if best != label:
+            title += f"\nis {class_names[label]}"
+        axes.set_title(
+            title, fontsize=9, color="black" if best == label else "firebrick"
+        )
+    _save(figure, path)
+
+
+def _figure(
+    width: float, height: float, columns: int = 1, rows: int = 1
+) -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'Pictures need matplotlib: pip install "keras-muffnet[all]"'
+        ) from error
+    # Without pyplot, whose global state would reach the caller's own figures.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns)
+
+
+def _outline(start: float, size: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((start, start), size, size, fill=False, linewidth=1.2)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=120, facecolor="white")
