@@ -1,0 +1,41 @@
+"""An embedded model server that speaks TensorFlow Serving's REST API.
+
+`ModelServer` loads on first use, so that importing this package starts
+neither TensorFlow nor a server.
+"""
+
+import importlib.util
+from typing import TYPE_CHECKING
+from typing import Any
+
+if TYPE_CHECKING:
+    from keras_muffnet.model_server.server import ModelServer
+
+__all__ = ["ModelServer"]
+
+_REQUIREMENTS = (
+    "tensorflow",
+    "numpy",
+    "uvicorn",
+    "httptools",
+    "uvloop",
+    "orjson",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "ModelServer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    missing = [
+        requirement
+        for requirement in _REQUIREMENTS
+        if importlib.util.find_spec(requirement) is None
+    ]
+    if missing:
+        raise ImportError(
+            f"The model server needs {', '.join(missing)}. Install with: "
+            'pip install "keras-muffnet[serving]"'
+        )
+    from keras_muffnet.model_server.server import ModelServer
+
+    return ModelServer
