@@ -41,12 +41,15 @@ def main() -> int:
     from keras_muffnet import MuffNet
     from keras_muffnet import complexity
 
-    model = MuffNet(
-        input_shape=(flags.size, flags.size, 3),
-        stages=stages_from_notation(flags.sharing, flags.alpha),
-        stem=flags.stem,
-        classes=flags.classes,
-    )
+    try:
+        model = MuffNet(
+            input_shape=(flags.size, flags.size, 3),
+            stages=stages_from_notation(flags.sharing, flags.alpha),
+            stem=flags.stem,
+            classes=flags.classes,
+        )
+    except ValueError as error:
+        parser.error(str(error))
     print(complexity(model))
     return 0
 

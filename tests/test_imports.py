@@ -1,0 +1,135 @@
+"""The import rules: which part may know which, and what starts TensorFlow."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "keras_muffnet"
+
+# Each part may import the parts before it in its row.
+CORE = [
+    "files",
+    "litert",
+    "federation",
+    "presets",
+    "plots",
+    "layers",
+    "graph",
+    "blocks",
+    "complexity",
+    "muffnet",
+    "applications",
+]
+ABOVE_CORE = ["data", "export", "quantization", "model_server"]
+TENSORFLOW_ALLOWED = set(ABOVE_CORE)
+TFMOT_ALLOWED = {"quantization"}
+CORE_REQUIRES = {"keras", "numpy"}
+# These work on files and pictures, and load what they need on use.
+OPTIONAL = {"litert": {"ai_edge_litert"}, "plots": {"matplotlib"}}
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+SOURCES = sorted(
+    path
+    for path in PACKAGE.rglob("*.py")
+    if path.parent != PACKAGE or path.name != "__init__.py"
+)
+
+
+@pytest.mark.parametrize(
+    "path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_imports_point_one_way(path):
+    part = part_of(path)
+    assert part in CORE + ABOVE_CORE, "a new part: give it a place above"
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        target = rest.split(".")[0]
+        if top == "keras_muffnet" and target != part:
+            allowed = CORE if part in ABOVE_CORE else CORE[: CORE.index(part)]
+            assert target in allowed, f"{part} imports {name}"
+        if top == "tensorflow":
+            assert part in TENSORFLOW_ALLOWED, f"{part} imports {name}"
+        if top in ("tf_keras", "tensorflow_model_optimization"):
+            assert part in TFMOT_ALLOWED, f"{part} imports {name}"
+        assert not name.startswith("keras.src"), f"{part} imports {name}"
+        if part in CORE and top not in sys.stdlib_module_names:
+            known = (
+                CORE_REQUIRES | {"keras_muffnet"} | OPTIONAL.get(part, set())
+            )
+            assert top in known, f"{part} imports {name}"
+
+
+def test_federation_is_numpy_only():
+    for name in ("federation", "presets", "files"):
+        tops = {n.partition(".")[0] for n in imported(PACKAGE / f"{name}.py")}
+        assert "keras" not in tops
+
+
+HEAVY = ("tensorflow", "keras", "jax", "torch", "tf_keras")
+
+
+def test_import_is_silent_and_loads_no_backend(run_python, tmp_path):
+    code = (
+        "import os, sys; before = dict(os.environ);"
+        "import keras_muffnet;"
+        "from keras_muffnet import SharingMatrix, StageSpec;"
+        "import keras_muffnet.model_server, keras_muffnet.quantization;"
+        "assert dict(os.environ) == before;"
+        f"print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    assert run_python("-c", code) == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [*sorted((ROOT / "tools").glob("*.py")), "keras_muffnet.model_server"],
+    ids=lambda program: getattr(program, "name", program),
+)
+def test_help_loads_no_backend(run_python, program):
+    start = (
+        f"runpy.run_path({str(program)!r}, run_name='__main__')"
+        if isinstance(program, pathlib.Path)
+        else f"runpy.run_module({program!r}, run_name='__main__')"
+    )
+    code = f"""
+import runpy, sys
+sys.argv = ["program", "--help"]
+try:
+    {start}
+except SystemExit as stop:
+    assert not stop.code
+print([m for m in {HEAVY} if m in sys.modules])
+"""
+    printed = run_python("-c", code)
+    assert "usage:" in printed
+    assert printed.splitlines()[-1] == "[]"
+
+
+def test_saved_models_load_once_the_package_is_imported(run_python, tmp_path):
+    path = tmp_path / "m.keras"
+    run_python(
+        "-c",
+        "from keras_muffnet import MuffNet;"
+        "m = MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=2);"
+        f"m.save({str(path)!r})",
+    )
+    load = f"print(keras.saving.load_model({str(path)!r}).name)"
+    printed = run_python("-c", f"import keras, keras_muffnet; {load}")
+    assert printed == "muffnet_0.1\n"

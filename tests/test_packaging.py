@@ -1,0 +1,41 @@
+"""A wheel holds all that the package needs."""
+
+import shutil
+import zipfile
+
+from tests.conftest import ROOT
+
+
+def test_wheel_is_complete_and_imports_elsewhere(run_python, tmp_path):
+    # From a copy: setuptools builds in the source's folder.
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT / "keras_muffnet",
+        source / "keras_muffnet",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    run_python(
+        *("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"),
+        *("-w", str(tmp_path), str(source)),
+    )
+    [wheel] = tmp_path.glob("keras_muffnet-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {n for n in archive.namelist() if ".dist-info/" not in n}
+    sources = (ROOT / "keras_muffnet").rglob("*.py")
+    assert inside == {
+        *(str(path.relative_to(ROOT)) for path in sources),
+        "keras_muffnet/py.typed",
+    }
+    site = tmp_path / "site"
+    run_python(
+        *("-m", "pip", "install", "-q", "--no-deps", "--no-index"),
+        *("--target", str(site), str(wheel)),
+    )
+    code = (
+        "import keras_muffnet as k; print(k.__file__);"
+        "print(k.stages_from_notation('average+geometric+none')[1].width)"
+    )
+    printed = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(site))
+    assert printed == f"{site}/keras_muffnet/__init__.py\n132\n"

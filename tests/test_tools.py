@@ -1,0 +1,129 @@
+"""The command-line programs, run as a user runs them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from keras_muffnet import MuffNet
+from tests.conftest import ROOT
+
+QUICKSTART = str(ROOT / "tools" / "quickstart.py")
+
+ARTEFACTS = (
+    "curves.png",
+    "metrics.json",
+    "muffnet.keras",
+    "muffnet/1/saved_model.pb",
+    "muffnet_float32.tflite",
+    "muffnet_int8.tflite",
+    "predictions.png",
+    "sharing_matrix.png",
+)
+
+
+def check_artefacts(output):
+    for name in ARTEFACTS:
+        assert (output / name).stat().st_size > 0, name
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["parameters"] == 365_891
+    assert metrics["macs"] == 40_696_448
+    assert metrics["served_float_difference"] <= 1e-5
+    assert metrics["served_bytes_difference"] <= 1e-5
+    assert 0 < metrics["int8_bytes"] < metrics["float32_bytes"] / 2
+    assert metrics["int8_latency_ms"] > 0
+    return metrics
+
+
+def test_quickstart_at_reduced_size(run_python, tmp_path):
+    output = tmp_path / "out"
+    printed = run_python(QUICKSTART, "--smoke", "--output", str(output))
+    metrics = check_artefacts(output)
+    assert metrics["test_images"] == 96
+    for step in range(1, 7):
+        assert f"== {step}/6" in printed
+    closing = printed[printed.index("== 6/6") :]
+    for word in ("test accuracy", "LiteRT file", "latency", "MACs"):
+        assert word in closing
+
+
+@pytest.mark.slow
+def test_quickstart_keeps_its_promises(run_python, tmp_path):
+    run_python(QUICKSTART, "--output", str(tmp_path))
+    metrics = check_artefacts(tmp_path)
+    assert metrics["test_images"] == 360
+    assert metrics["float_accuracy"] >= 0.97
+    assert metrics["int8_accuracy"] >= metrics["float_accuracy"] - 0.005
+
+
+def test_quickstart_tells_what_it_missed(run_python):
+    code = f"""
+import runpy
+module = runpy.run_path({QUICKSTART!r})
+good = dict(float_accuracy=0.98, int8_accuracy=0.978,
+            served_float_difference=1e-6, served_bytes_difference=0.0)
+print(module["missed_bars"](good))
+for change in (dict(float_accuracy=0.969), dict(int8_accuracy=0.97),
+               dict(served_float_difference=2e-5),
+               dict(served_bytes_difference=float("nan"))):
+    [missed] = module["missed_bars"](good | change)
+    print(missed)
+"""
+    lines = run_python("-c", code).splitlines()
+    assert lines[0] == "[]"
+    for line, word in zip(
+        lines[1:], ("96.90%", "97.00%", "2e-05", "nan"), strict=True
+    ):
+        assert word in line
+
+
+def test_count_prints_the_published_counts(run_python):
+    lines = run_python(str(ROOT / "tools" / "count.py")).splitlines()
+    assert len(lines) == 1 + 9
+    assert not any("DIFFERS" in line for line in lines)
+    assert lines[1].split() == ["0.5", "parameters", *["1,380,641"] * 2, "1.4M"]
+    assert lines[9].split()[-1] == "373M"
+
+
+def test_count_of_one_network_by_layer(run_python):
+    printed = run_python(
+        str(ROOT / "tools" / "count.py"),
+        *("--alpha", "0.5", "--size", "32", "--classes", "10"),
+    )
+    lines = printed.splitlines()
+    assert lines[-1].split() == ["total", "365,891", "40,696,448"]
+
+
+def refused(*command):
+    """Runs a program that must end in one line of error."""
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_count_refuses_a_bad_notation():
+    error = refused(
+        ROOT / "tools" / "count.py", "--alpha=1", "--sharing=average"
+    )
+    assert "`notation` must name three" in error
+
+
+def test_quantize_names_what_the_data_lack(tmp_path):
+    np.savez(tmp_path / "d.npz", train_images=np.zeros((1, 8, 8, 3)))
+    MuffNet(input_shape=(8, 8, 3), alpha=0.1, classes=2).save(
+        tmp_path / "m.keras"
+    )
+    error = refused(
+        ROOT / "tools" / "quantize.py",
+        f"--model={tmp_path / 'm.keras'}",
+        f"--data={tmp_path / 'd.npz'}",
+        f"--output={tmp_path / 'o.tflite'}",
+    )
+    for name in ("train_labels", "test_images", "test_labels"):
+        assert name in error
+    assert not (tmp_path / "o.tflite").exists()
