@@ -23,9 +23,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ALPHA = 0.5
 CLASSES = [str(digit) for digit in range(10)]
 SEED = 0
-EPOCHS = 7
-BATCH_SIZE = 64
-LEARNING_RATE = 3e-3
+EPOCHS = 3
+BATCH_SIZE = 16
+LEARNING_RATE = 0.05
 QAT_EPOCHS = 1
 
 # What the full run must reach.
@@ -134,7 +134,7 @@ def train_model(
         LEARNING_RATE, decay_steps=epochs * steps
     )
     model.compile(
-        optimizer=keras.optimizers.Adam(schedule),
+        optimizer=keras.optimizers.SGD(schedule, momentum=0.9),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
