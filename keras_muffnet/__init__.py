@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         decode_predictions as decode_predictions,
     )
     from keras_muffnet.applications import preprocess_input as preprocess_input
-    from keras_muffnet.complexity import complexity as complexity
+    from keras_muffnet.complexity import count_complexity as count_complexity
     from keras_muffnet.federation import SharingMatrix as SharingMatrix
     from keras_muffnet.layers import ChannelSlice as ChannelSlice
     from keras_muffnet.presets import StageSpec as StageSpec
@@ -30,7 +30,7 @@ _HOMES = {
     "MuffNet": "applications",
     "SharingMatrix": "federation",
     "StageSpec": "presets",
-    "complexity": "complexity",
+    "count_complexity": "complexity",
     "decode_predictions": "applications",
     "preprocess_input": "applications",
     "stages_from_notation": "presets",

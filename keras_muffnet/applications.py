@@ -96,8 +96,9 @@ def MuffNet(
 
     Raises:
         ValueError: if an argument is not one of the above, if `input_shape`
-            and `input_tensor` disagree, or if `pooling` is given together
-            with the classifier.
+            and `input_tensor` disagree, if `pooling` is given together with
+            the classifier, or if `weights` do not fit the network.
+        OSError: if the file `weights` is damaged.
     """
     # All arguments are checked before the first layer is made.
     weights = _check_weights(weights)
@@ -129,6 +130,14 @@ def MuffNet(
         raise ValueError(
             f"`classes` must be a positive integer. Received: {classes=}"
         )
+    try:
+        classifier_activation = keras.activations.get(classifier_activation)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`classifier_activation` must be None, the name of a Keras "
+            "activation or a function. "
+            f"Received: classifier_activation={classifier_activation!r}"
+        ) from error
     if input_tensor is not None:
         shape = _check_input_tensor(input_tensor, input_shape)
     else:
@@ -260,7 +269,12 @@ def _check_input_shape(
         or isinstance(input_shape, str)
         or len(input_shape) != 3
         or not all(
-            size is None or (isinstance(size, (int, np.integer)) and size > 0)
+            size is None
+            or (
+                isinstance(size, (int, np.integer))
+                and not isinstance(size, bool)
+                and size > 0
+            )
             for size in input_shape
         )
     ):

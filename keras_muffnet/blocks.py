@@ -1,4 +1,10 @@
-"""Blocks of section 3.2 and the federated stage: tensor in, tensor out."""
+"""Blocks of section 3.2 and the federated stage: tensor in, tensor out.
+
+Every tensor is a batch of float feature maps, `(batch, height, width,
+channels)`, or channels first, as `keras.config.image_data_format()` says. A
+block of stride s gives maps of a height and width 1/s of its input's, rounded
+up, with `filters` channels. `name` is the prefix of its layers' names.
+"""
 
 from collections.abc import Sequence
 

@@ -72,6 +72,39 @@ _FREE = (
     layers.ZeroPadding3D,
 )
 
+# Operations that are no layers, such as `x[..., :3]` or `a + b`; by name, since
+# Keras does not export their classes.
+_FREE_OPERATIONS = {
+    "Absolute",
+    "Add",
+    "Cast",
+    "Clip",
+    "Concatenate",
+    "Divide",
+    "ExpandDims",
+    "GetItem",
+    "Max",
+    "Maximum",
+    "Mean",
+    "Minimum",
+    "Multiply",
+    "Negative",
+    "Pad",
+    "Relu",
+    "Relu6",
+    "Reshape",
+    "Sigmoid",
+    "Silu",
+    "Softmax",
+    "Split",
+    "Squeeze",
+    "Stack",
+    "Subtract",
+    "Sum",
+    "Transpose",
+    "TrueDivide",
+}
+
 _CONVOLUTIONS = (
     layers.Conv1D,
     layers.Conv2D,
@@ -149,7 +182,7 @@ class Complexity(NamedTuple):
         return "\n".join(lines)
 
 
-def complexity(
+def count_complexity(
     model: keras.Model,
     input_shape: Sequence[int | None] | None = None,
 ) -> Complexity:
@@ -173,8 +206,7 @@ def complexity(
         ValueError: if the model cannot be walked, if `input_shape` does not
             fit it, or if a size that multiply-adds depend on is not known.
     """
-    shapes = None if input_shape is None else [(None, *input_shape)]
-    graph = trace(model, shapes)
+    graph = trace(model, _batch_shapes(model, input_shape))
     # Keyed by identity: operations of two nested models may share a name.
     by_layer: dict[int, LayerComplexity] = {}
     counted_weights: set[int] = set()
@@ -202,6 +234,27 @@ def complexity(
     )
 
 
+def _batch_shapes(
+    model: keras.Model, input_shape: Any
+) -> list[tuple[int | None, ...]] | None:
+    if input_shape is None:
+        return None
+    own = [tuple(x.shape[1:]) for x in getattr(model, "inputs", ())]
+    if not (
+        isinstance(input_shape, Sequence)
+        and len(own) == 1
+        and len(input_shape) == len(own[0])
+        and all(
+            b in (None, a) for a, b in zip(input_shape, own[0], strict=True)
+        )
+    ):
+        raise ValueError(
+            "`input_shape` must fit the one input of the model. Received: "
+            f"input_shape={input_shape!r}, and a model with input shapes {own}"
+        )
+    return [(None, *input_shape)]
+
+
 def _parameters(operation: Any, counted: set[int]) -> int:
     total = 0
     for weight in getattr(operation, "trainable_weights", ()):
@@ -227,6 +280,10 @@ def _macs(call: Call) -> int | None:
         leading = _known(layer, call.outputs[0].shape[1:-1])
         return leading * math.prod(layer.kernel.shape)
     if isinstance(layer, _FREE):
+        return 0
+    if not isinstance(layer, layers.Layer) and (
+        type(layer).__name__ in _FREE_OPERATIONS
+    ):
         return 0
     return None
 

@@ -120,8 +120,8 @@ class SharingMatrix:
         for i, row in enumerate(matrix):
             if not row.sum():
                 raise ValueError(
-                    f"`rows` gives layer {i + 1} no channels: row {i + 1} of "
-                    f"the sharing matrix must not be all zero. Received row: "
+                    f"The sharing matrix gives layer {i + 1} no channels: row "
+                    f"{i + 1} must not be all zero. Received row: "
                     f"{row.tolist()}"
                 )
         for j, column in enumerate(matrix.T):
@@ -130,8 +130,8 @@ class SharingMatrix:
                     f"block {j + 2}" if j + 1 < len(matrix) else "the output"
                 )
                 raise ValueError(
-                    f"`rows` gives {reader} no channels: column {j + 1} of the "
-                    "sharing matrix must not be all zero. Received column: "
+                    f"The sharing matrix gives {reader} no channels: column "
+                    f"{j + 1} must not be all zero. Received column: "
                     f"{column.tolist()}"
                 )
         return cls(_tuples(matrix))
@@ -270,14 +270,16 @@ def _checked_array(rows: Iterable[Iterable[int]]) -> np.ndarray:
         listed = [list(row) for row in rows]
     except TypeError:
         raise ValueError(
-            f"`rows` must be a matrix of integers. Received: {rows!r}"
+            f"The sharing matrix must be rows of integers. Received: {rows!r}"
         ) from None
     if not listed:
-        raise ValueError("`rows` must have at least one row. Received: []")
+        raise ValueError(
+            "The sharing matrix must have at least one row. Received: []"
+        )
     for i, row in enumerate(listed):
         if len(row) != len(listed):
             raise ValueError(
-                "`rows` must be a square matrix. Received: "
+                "The sharing matrix must be square. Received: "
                 f"{len(listed)} rows, but row {i + 1} has {len(row)} entries"
             )
         for j, entry in enumerate(row):
@@ -288,13 +290,14 @@ def _checked_array(rows: Iterable[Iterable[int]]) -> np.ndarray:
                 or entry < 0
             ):
                 raise ValueError(
-                    "`rows` must hold non-negative integers. "
+                    "The sharing matrix must hold non-negative integers. "
                     f"Received: {entry!r} at {where}"
                 )
             if j < i and entry:
                 raise ValueError(
-                    "`rows` must be upper-triangular: a layer cannot send "
-                    f"channels to an earlier one. Received: {entry} at {where}"
+                    "The sharing matrix must be upper-triangular: a layer "
+                    "cannot send channels to an earlier one. "
+                    f" Received: {entry} at {where}"
                 )
     return np.array(listed, dtype=int)
 

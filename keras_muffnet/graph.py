@@ -30,8 +30,9 @@ class Graph(NamedTuple):
 
     Attributes:
         inputs: the model's input tensors.
-        calls: all calls. Those inside a nested model stand in place of the
-            model's own, and a layer that is called twice stands here twice.
+        calls: all calls that an output depends on. Those inside a nested model
+            stand in place of the model's own, and a layer that is called twice
+            stands here twice. With one output the last call makes it.
         outputs: the model's output tensors.
     """
 
@@ -51,6 +52,9 @@ def trace(
         input_shapes: shapes of the inputs to follow, batch axis included, in
             place of the model's own.
 
+    Returns:
+        A `Graph`. Its tensors are symbolic, with a shape and a dtype.
+
     Raises:
         ValueError: if the model or one inside it is neither functional nor
             sequential, or if `input_shapes` does not fit its inputs.
@@ -69,7 +73,20 @@ def trace(
     ]
     calls: list[Call] = []
     outputs = _trace_model(model, inputs, calls)
-    return Graph(inputs, calls, outputs)
+    return Graph(inputs, _leading_to(outputs, calls), outputs)
+
+
+def _leading_to(
+    outputs: Sequence[KerasTensor], calls: Sequence[Call]
+) -> list[Call]:
+    """The calls without those that no output depends on."""
+    needed = {id(x) for x in outputs}
+    kept = []
+    for call in reversed(calls):
+        if any(id(x) in needed for x in call.outputs):
+            needed.update(id(x) for x in call.inputs)
+            kept.append(call)
+    return kept[::-1]
 
 
 def _fits(shapes: list[tuple], own: list[tuple]) -> bool:

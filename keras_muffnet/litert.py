@@ -4,8 +4,26 @@ import os
 import time
 from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+
+from keras_muffnet.optional import load_optional
+
+# What brings ai-edge-litert.
+EXTRA = "quantization"
+
+
+class Operation(NamedTuple):
+    """One operation of a `.tflite` file.
+
+    Attributes:
+        name: such as "CONV_2D".
+        dtypes: types of the tensors it reads and writes, such as "INT8".
+    """
+
+    name: str
+    dtypes: tuple[str, ...]
 
 
 class LiteRTModel:
@@ -27,7 +45,8 @@ class LiteRTModel:
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self.path = os.fspath(path)
-        self._interpreter = _litert("interpreter").Interpreter(
+        litert = load_optional("ai_edge_litert.interpreter", EXTRA)
+        self._interpreter = litert.Interpreter(
             model_path=self.path, num_threads=threads
         )
         self._interpreter.allocate_tensors()
@@ -55,14 +74,19 @@ class LiteRTModel:
             float32 array of shape `(n, ...)`, dequantized where needed.
 
         Raises:
-            ValueError: if the images do not have the model's input shape.
+            ValueError: if there are no images or not of the model's input
+                shape.
         """
         images = np.asarray(images)
-        if images.ndim != 4 or images.shape[1:] != self.input_shape[1:]:
+        if (
+            images.ndim != 4
+            or images.shape[1:] != self.input_shape[1:]
+            or not len(images)
+        ):
             raise ValueError(
                 "`images` must have shape (n, "
-                f"{', '.join(map(str, self.input_shape[1:]))}). "
-                f"Received: images of shape {images.shape}"
+                f"{', '.join(map(str, self.input_shape[1:]))}), with n at "
+                f"least 1. Received: images of shape {images.shape}"
             )
         quantized = _quantize(images, self._input)
         progress = None
@@ -85,32 +109,53 @@ class LiteRTModel:
         """Runs the model once on the input set last; for timing."""
         self._interpreter.invoke()
 
-    def ops(self) -> list[str]:
-        """Names of the file's operations, in order, such as "CONV_2D"."""
-        schema = _litert("schema_py_generated")
-        names = {
-            code: name
-            for name, code in vars(schema.BuiltinOperator).items()
-            if isinstance(code, int)
-        }
+    def operations(self) -> list[Operation]:
+        """The file's operations; see `read_operations`."""
         with open(self.path, "rb") as file:
-            model = schema.Model.GetRootAsModel(file.read(), 0)
-        codes = [
-            model.OperatorCodes(k) for k in range(model.OperatorCodesLength())
-        ]
-        ops = []
-        for k in range(model.SubgraphsLength()):
-            graph = model.Subgraphs(k)
-            for n in range(graph.OperatorsLength()):
-                code = codes[graph.Operators(n).OpcodeIndex()]
-                # Old files hold the code in the byte, new ones in the int.
-                ops.append(
-                    names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
-                )
-        return ops
+            return read_operations(file.read())
 
     def _set_input(self, batch: np.ndarray) -> None:
         self._interpreter.set_tensor(self._input["index"], batch)
+
+
+def read_operations(content: bytes) -> list[Operation]:
+    """Lists the operations of a `.tflite` file, in order.
+
+    Read off the file itself: a loaded interpreter hides the operations that
+    its delegates take over.
+
+    Args:
+        content: the file's bytes.
+
+    Raises:
+        ImportError: if `ai-edge-litert` is not installed.
+    """
+    schema = load_optional("ai_edge_litert.schema_py_generated", EXTRA)
+    op_names = _names(schema.BuiltinOperator)
+    type_names = _names(schema.TensorType)
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    return [
+        Operation(
+            op_names[_code(model.operatorCodes[operator.opcodeIndex])],
+            tuple(
+                type_names[graph.tensors[k].type]
+                for k in (*operator.inputs, *operator.outputs)
+                if k >= 0  # an operand that is left out has number -1
+            ),
+        )
+        for graph in model.subgraphs
+        for operator in graph.operators
+    ]
+
+
+def _names(enumeration: Any) -> dict[int, str]:
+    values = vars(enumeration).items()
+    return {code: name for name, code in values if isinstance(code, int)}
+
+
+def _code(operator_code: Any) -> int:
+    # Old files hold the code in one field, new ones in the other.
+    return max(operator_code.builtinCode, operator_code.deprecatedBuiltinCode)
 
 
 def median_latencies(
@@ -137,19 +182,6 @@ def median_latencies(
             if round_number >= warm_up:
                 measured.append(time.perf_counter() - start)
     return [1000 * float(np.median(measured)) for measured in times]
-
-
-def _litert(module: str) -> Any:
-    # Loaded on use: a package that only some users install.
-    import importlib
-
-    try:
-        return importlib.import_module(f"ai_edge_litert.{module}")
-    except ImportError as error:
-        raise ImportError(
-            "LiteRT files need ai-edge-litert: "
-            'pip install "keras-muffnet[quantization]"'
-        ) from error
 
 
 def _quantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:

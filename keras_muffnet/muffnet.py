@@ -20,12 +20,14 @@ def muffnet_features(
     """The network without its classifier.
 
     Args:
-        x: a batch of images.
+        x: a batch of images, `(batch, height, width, channels)` or channels
+            first.
         stages: the stages in order.
         stem: a key of `presets.STEMS`.
 
     Returns:
-        The last feature map, with `presets.HEAD_FILTERS` channels.
+        The last feature map, `(batch, h, w, presets.HEAD_FILTERS)`, with
+        height and width divided by the stem's and the stages' strides.
     """
     strides, pool, reduction_strides = STEMS[stem]
     x = conv_bn(x, STEM_FILTERS, 3, strides=strides, name="stem")

@@ -1,4 +1,8 @@
-"""Pictures: the sharing matrix, training curves, images with predictions."""
+"""Pictures: the sharing matrix, training curves, images with predictions.
+
+All need matplotlib; without it they raise an ImportError that names the
+command to install it.
+"""
 
 import os
 from collections.abc import Mapping
@@ -8,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_muffnet.files import written_aside
+from keras_muffnet.optional import load_optional
 from keras_muffnet.presets import StageSpec
 
 Path = str | os.PathLike[str]
@@ -132,23 +137,16 @@ def plot_predictions(
 def _figure(
     width: float, height: float, columns: int = 1, rows: int = 1
 ) -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'Pictures need matplotlib: pip install "keras-muffnet[all]"'
-        ) from error
     # Without pyplot, whose global state would reach the caller's own figures.
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    matplotlib = load_optional("matplotlib.figure", "all")
+    figure = matplotlib.Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns)
 
 
 def _outline(start: float, size: int) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((start, start), size, size, fill=False, linewidth=1.2)
+    patches = load_optional("matplotlib.patches", "all")
+    corner = (start, start)
+    return patches.Rectangle(corner, size, size, fill=False, linewidth=1.2)
 
 
 def _save(figure: Any, path: Path) -> None:

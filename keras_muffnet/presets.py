@@ -47,6 +47,11 @@ class StageSpec:
     def __post_init__(self) -> None:
         matrix = self._make_matrix()
         residual = self.residual
+        if residual not in (None, True, False):
+            raise ValueError(
+                "`residual` must be True, False or None. "
+                f"Received: residual={residual!r}"
+            )
         if residual is None:
             residual = isinstance(self.sharing, str) and self.sharing == "none"
         if residual:
@@ -61,12 +66,14 @@ class StageSpec:
 
     def _make_matrix(self) -> SharingMatrix:
         sharing: Any = self.sharing
-        if isinstance(sharing, str):
+        if isinstance(sharing, str) and sharing in PATTERNS:
             return SharingMatrix.from_pattern(sharing, self.layers, self.width)
-        if not isinstance(sharing, (Sequence, np.ndarray)):
+        if isinstance(sharing, str) or not isinstance(
+            sharing, (Sequence, np.ndarray)
+        ):
             raise ValueError(
-                f"`sharing` must be one of {', '.join(PATTERNS)}, or a matrix "
-                f"of integers. Received: sharing={sharing!r}"
+                f"`sharing` must be one of {', '.join(PATTERNS)}, or a sharing "
+                f"matrix as rows of integers. Received: sharing={sharing!r}"
             )
         matrix = SharingMatrix.from_rows(sharing)
         for name, given, found in (

@@ -153,6 +153,11 @@ def test_auto_stem(size, first_stage):
         ({"input_shape": (224, 224)}, ["`input_shape`", "(224, 224)"]),
         ({"input_shape": 224}, ["`input_shape`", "input_shape=224"]),
         ({"input_shape": (0, 8, 3)}, ["`input_shape`", "(0, 8, 3)"]),
+        ({"input_shape": (True, 8, 3)}, ["`input_shape`", "True"]),
+        (
+            {"classifier_activation": "bogus"},
+            ["`classifier_activation`", "'bogus'"],
+        ),
         ({"input_shape": (8, 8, None)}, ["`input_shape`", "channels"]),
         ({"input_shape": (None, None, 3)}, ["`input_shape`", "static"]),
         ({"input_tensor": np.zeros(3)}, ["`input_tensor`", "Keras tensor"]),
@@ -203,6 +208,12 @@ def test_features_load_from_a_classifier_s_weights(tmp_path):
     source.save_weights(tmp_path / "w.weights.h5")
     loaded = tiny(include_top=False, weights=tmp_path / "w.weights.h5")
     assert_same_by_name(loaded, source)
+
+
+def test_damaged_weights_are_an_error(tmp_path):
+    (tmp_path / "w.weights.h5").write_bytes(b"no weights")
+    with pytest.raises(OSError, match="file signature"):
+        tiny(weights=tmp_path / "w.weights.h5")
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")

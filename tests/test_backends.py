@@ -10,7 +10,7 @@ if backend != "tensorflow":
     sys.modules["tensorflow"] = None  # makes any import of it fail
 import keras, numpy as np, tempfile, os
 import keras_muffnet
-from keras_muffnet import MuffNet, StageSpec, complexity, preprocess_input
+from keras_muffnet import MuffNet, StageSpec, count_complexity, preprocess_input
 from keras_muffnet import stages_from_notation
 from keras_muffnet.presets import closed_form_counts
 assert keras.backend.backend() == backend
@@ -35,7 +35,7 @@ with tempfile.TemporaryDirectory() as folder:
     loaded = keras.saving.load_model(path)
 first, second = (m.predict(images, verbose=0) for m in (model, loaded))
 np.testing.assert_array_equal(first, second)
-counted = complexity(model)
+counted = count_complexity(model)
 # Every backend counts the same network.
 formula = closed_form_counts(stages, 32, "cifar", classes=5)
 assert (counted.parameters, counted.macs) == formula

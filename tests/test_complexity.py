@@ -3,13 +3,13 @@ import pytest
 from keras import layers
 
 from keras_muffnet import MuffNet
-from keras_muffnet import complexity
+from keras_muffnet import count_complexity
 from keras_muffnet.graph import trace
 
 
 def one_layer(layer, *shape):
     x = keras.Input(shape)
-    return complexity(keras.Model(x, layer(x)))
+    return count_complexity(keras.Model(x, layer(x)))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_macs_by_hand(layer, shape, macs):
 def test_published_counts_of_mobilenet():
     """MobileNet 1.0: 4.2 million parameters and 569 million multiply-adds."""
     model = keras.applications.MobileNet(weights=None)
-    counted = complexity(model)
+    counted = count_complexity(model)
     assert counted.uncounted == ()
     assert round(counted.macs / 1e6) == 569
     assert round(counted.parameters / 1e6, 1) == 4.2
@@ -60,7 +60,7 @@ def test_unknown_layers_are_named_not_counted_as_zero():
     x = keras.Input((6, 4), name="x")
     y = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
     y = layers.Dense(3, name="dense")(y[:, 0])
-    counted = complexity(keras.Model(x, y))
+    counted = count_complexity(keras.Model(x, y))
     assert "attention" in counted.uncounted
     assert counted.macs == 12
     by_name = {layer.name: layer for layer in counted.layers}
@@ -72,13 +72,31 @@ def test_unknown_layers_are_named_not_counted_as_zero():
     assert "attention" in str(counted).splitlines()[-1]
 
 
+def test_plain_arithmetic_is_known_to_be_free():
+    model = keras.applications.MobileNetV3Small(weights=None)
+    counted = count_complexity(model, input_shape=(224, 224, 3))
+    assert counted.uncounted == ()
+    assert round(counted.parameters / 1e6, 1) == 2.5  # as its paper says
+
+
+def test_what_no_output_depends_on_is_left_out():
+    x = keras.Input((8, 8, 3))
+    used = layers.Conv2D(6, 1, use_bias=False, name="used")(x)
+    unused = layers.Conv2D(2, 1, name="unused")(x)
+    inner = keras.Model(x, [unused, used])
+    outer_input = keras.Input((8, 8, 3))
+    graph = trace(keras.Model(outer_input, inner(outer_input)[1]))
+    assert [call.operation.name for call in graph.calls] == ["used"]
+    assert graph.calls[-1].outputs[0] is graph.outputs[0]
+
+
 def test_shared_layers_and_nested_models():
     conv = layers.Conv2D(3, 1, use_bias=False, name="shared")
     x = keras.Input((8, 8, 3))
     inner = keras.Model(x, conv(conv(x)), name="inner")
     z = keras.Input((8, 8, 3))
     outer = keras.Model(z, conv(inner(inner(z))))
-    counted = complexity(outer)
+    counted = count_complexity(outer)
     assert counted.parameters == 9
     assert counted.macs == 5 * 64 * 9
     assert [layer.name for layer in counted.layers] == ["shared"]
@@ -88,24 +106,27 @@ def test_sequential_and_frozen():
     model = keras.Sequential(
         [keras.Input((8, 8, 3)), layers.Conv2D(4, 1), layers.Flatten()]
     )
-    assert complexity(model).macs == 64 * 12
+    assert count_complexity(model).macs == 64 * 12
     model.layers[0].trainable = False
-    assert complexity(model).parameters == 0
+    assert count_complexity(model).parameters == 0
 
 
 def test_open_sizes_need_an_input_shape():
     model = MuffNet(alpha=0.5, include_top=False)
     with pytest.raises(ValueError, match=r"`input_shape`.*stem_conv"):
-        complexity(model)
-    counted = complexity(model, input_shape=(224, 224, 3))
+        count_complexity(model)
+    counted = count_complexity(model, input_shape=(224, 224, 3))
     static = MuffNet(alpha=0.5, include_top=False, input_shape=(224, 224, 3))
-    assert counted == complexity(static)
-    with pytest.raises(ValueError, match="`input_shapes` must fit"):
-        complexity(model, input_shape=(224, 224, 1))
+    assert counted == count_complexity(static)
+    for shape in ((224, 224, 1), (224, 224), 224):
+        with pytest.raises(ValueError, match="`input_shape` must fit the one"):
+            count_complexity(model, input_shape=shape)
+    with pytest.raises(ValueError, match="`input_shapes` must fit the model"):
+        trace(model, [(None, 224, 224, 1)])
 
 
 def test_counts_by_layer_add_up_and_are_printed():
-    counted = complexity(MuffNet(alpha=0.5))
+    counted = count_complexity(MuffNet(alpha=0.5))
     assert counted.macs == sum(layer.macs for layer in counted.layers)
     assert counted.parameters == sum(x.parameters for x in counted.layers)
     lines = str(counted).splitlines()

@@ -65,6 +65,18 @@ def test_shuffling_follows_the_seed_and_keeps_pairs():
     assert sorted(orders[1]) == list(range(50))
 
 
+def test_dataset_feeds_keras_on_another_backend(run_python):
+    code = (
+        "import keras, numpy as np;"
+        "from keras_muffnet.data import make_dataset;"
+        "data = make_dataset(np.zeros((4, 2, 2, 3), 'uint8'), range(4), 2);"
+        "x = keras.Input((2, 2, 3)); y = keras.layers.Flatten()(x);"
+        "print(keras.backend.backend(),"
+        " keras.Model(x, y).predict(data, verbose=0).mean())"
+    )
+    assert run_python("-c", code, KERAS_BACKEND="jax") == "jax -1.0\n"
+
+
 @pytest.mark.parametrize(("images", "labels"), [(0, 0), (3, 2)])
 def test_dataset_errors(images, labels):
     with pytest.raises(ValueError, match=f"{images} images and {labels} label"):

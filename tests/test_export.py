@@ -11,6 +11,7 @@ from keras_muffnet import preprocess_input
 from keras_muffnet.export import export_litert
 from keras_muffnet.export import export_saved_model
 from keras_muffnet.litert import LiteRTModel
+from keras_muffnet.litert import Operation
 from keras_muffnet.litert import median_latencies
 
 STAGES = [StageSpec("geometric", 3, 8), StageSpec("none", 2, 8)]
@@ -126,7 +127,9 @@ def test_litert_answers_as_the_model(model, pixels, tmp_path):
         rtol=1e-4,
         atol=1e-6,
     )
-    ops = lite.ops()
+    operations = lite.operations()
+    assert all(set(op.dtypes) <= {"FLOAT32", "INT32"} for op in operations)
+    ops = [op.name for op in operations]
     # One operation a convolution: the weights are frozen and BN is folded.
     convolutions = [n for n in (x.name for x in model.layers) if "conv" in n]
     found = ops.count("CONV_2D") + ops.count("DEPTHWISE_CONV_2D")
@@ -136,6 +139,42 @@ def test_litert_answers_as_the_model(model, pixels, tmp_path):
     assert latency > 0
     with pytest.raises(ValueError, match=r"\(n, 16, 16, 3\).*\(2, 8, 8, 3\)"):
         lite.predict(np.zeros((2, 8, 8, 3)))
+    with pytest.raises(ValueError, match=r"n at least 1.*\(0, 16, 16, 3\)"):
+        lite.predict(np.zeros((0, 16, 16, 3)))
+
+
+def test_four_channels_have_the_float_signature_only(tmp_path):
+    model = MuffNet(input_shape=(16, 16, 4), stages=STAGES, classes=2)
+    path = export_saved_model(model, tmp_path / "m")
+    assert "serving_bytes" not in tf.saved_model.load(path).signatures
+    lite = LiteRTModel(export_litert(model, tmp_path / "m.tflite"))
+    assert lite.input_shape == (1, 16, 16, 4)
+
+
+def test_a_file_with_variables_is_not_written(model, tmp_path, monkeypatch):
+    from keras_muffnet.export import saved_model
+
+    operations = [Operation("CONV_2D", ()), Operation("READ_VARIABLE", ())]
+    monkeypatch.setattr(saved_model, "read_operations", lambda _: operations)
+    with pytest.raises(RuntimeError, match=r"constants.*: READ_VARIABLE$"):
+        export_litert(model, tmp_path / "m.tflite")
+    assert not (tmp_path / "m.tflite").exists()
+
+
+def test_litert_models_have_one_input(tmp_path):
+    class Sum(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((1, 2))] * 2)
+        def __call__(self, a, b):
+            return a + b
+
+    module = Sum()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [module.__call__.get_concrete_function()], module
+    )
+    path = tmp_path / "sum.tflite"
+    path.write_bytes(converter.convert())
+    with pytest.raises(ValueError, match="2 inputs and 1 outputs"):
+        LiteRTModel(path)
 
 
 def test_models_that_cannot_be_exported(tmp_path, monkeypatch):
@@ -145,8 +184,16 @@ def test_models_that_cannot_be_exported(tmp_path, monkeypatch):
     a, b = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
     with pytest.raises(ValueError, match="one input and one output"):
         export_saved_model(keras.Model([a, b], a + b), tmp_path / "m")
-    with pytest.raises(ValueError, match="`model` must be a built"):
-        export_saved_model("model.keras", tmp_path / "m")
+
+    class Opaque(keras.Model):
+        def call(self, x):
+            return x
+
+    opaque = Opaque()
+    opaque(np.zeros((1, 8, 8, 3)))
+    for model in ("model.keras", opaque):
+        with pytest.raises(ValueError, match="`model` must be a functional"):
+            export_saved_model(model, tmp_path / "m")
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(ValueError, match="KERAS_BACKEND=jax"):
         export_saved_model(keras.Model(x, x + 1), tmp_path / "m")

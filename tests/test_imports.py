@@ -13,6 +13,7 @@ PACKAGE = ROOT / "keras_muffnet"
 # Each part may import the parts before it in its row.
 CORE = [
     "files",
+    "optional",
     "litert",
     "federation",
     "presets",
@@ -25,11 +26,18 @@ CORE = [
     "applications",
 ]
 ABOVE_CORE = ["data", "export", "quantization", "model_server"]
-TENSORFLOW_ALLOWED = set(ABOVE_CORE)
-TFMOT_ALLOWED = {"quantization"}
 CORE_REQUIRES = {"keras", "numpy"}
-# These work on files and pictures, and load what they need on use.
-OPTIONAL = {"litert": {"ai_edge_litert"}, "plots": {"matplotlib"}}
+ABOVE_CORE_REQUIRES = {
+    "data": {"tensorflow"},
+    "export": {"tensorflow"},
+    "quantization": {
+        "tensorflow",
+        "tensorflow_model_optimization",
+        "tf_keras",
+    },
+    # google: the protocol buffers that come with TensorFlow
+    "model_server": {"tensorflow", "google", "orjson", "uvicorn"},
+}
 
 
 def part_of(path):
@@ -64,15 +72,9 @@ def test_imports_point_one_way(path):
         if top == "keras_muffnet" and target != part:
             allowed = CORE if part in ABOVE_CORE else CORE[: CORE.index(part)]
             assert target in allowed, f"{part} imports {name}"
-        if top == "tensorflow":
-            assert part in TENSORFLOW_ALLOWED, f"{part} imports {name}"
-        if top in ("tf_keras", "tensorflow_model_optimization"):
-            assert part in TFMOT_ALLOWED, f"{part} imports {name}"
         assert not name.startswith("keras.src"), f"{part} imports {name}"
-        if part in CORE and top not in sys.stdlib_module_names:
-            known = (
-                CORE_REQUIRES | {"keras_muffnet"} | OPTIONAL.get(part, set())
-            )
+        if top not in {"keras_muffnet", *sys.stdlib_module_names}:
+            known = CORE_REQUIRES | ABOVE_CORE_REQUIRES.get(part, set())
             assert top in known, f"{part} imports {name}"
 
 
@@ -131,5 +133,47 @@ def test_saved_models_load_once_the_package_is_imported(run_python, tmp_path):
         f"m.save({str(path)!r})",
     )
     load = f"print(keras.saving.load_model({str(path)!r}).name)"
-    printed = run_python("-c", f"import keras, keras_muffnet; {load}")
-    assert printed == "muffnet_0.1\n"
+    for imports in (
+        "import keras, keras_muffnet",
+        "from keras_muffnet import ChannelSlice; import keras",
+    ):
+        assert run_python("-c", f"{imports}; {load}") == "muffnet_0.1\n"
+
+
+@pytest.mark.parametrize(
+    ("missing", "statement", "extra"),
+    [
+        ("tensorflow", "import keras_muffnet.data", "tensorflow"),
+        ("tensorflow", "import keras_muffnet.export", "tensorflow"),
+        (
+            "ai_edge_litert",
+            "from keras_muffnet.litert import LiteRTModel; LiteRTModel('m')",
+            "quantization",
+        ),
+        (
+            "matplotlib",
+            "from keras_muffnet import plots; plots.plot_curves({}, '')",
+            "all",
+        ),
+        (
+            "sklearn",
+            "from keras_muffnet.data import load_digits; load_digits()",
+            "all",
+        ),
+    ],
+)
+def test_missing_packages_are_named_with_the_command(
+    run_python, missing, statement, extra
+):
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None
+try:
+    {statement}
+except ImportError as error:
+    print(error)
+"""
+    printed = run_python("-c", code, KERAS_BACKEND="torch")
+    assert printed == (
+        f'This needs {missing}: pip install "keras-muffnet[{extra}]"\n'
+    )

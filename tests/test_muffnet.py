@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from keras_muffnet import MuffNet
 from keras_muffnet import StageSpec
-from keras_muffnet import complexity
+from keras_muffnet import count_complexity
 from keras_muffnet import stages_from_notation
 from keras_muffnet.federation import PATTERNS
 from keras_muffnet.graph import trace
@@ -37,14 +37,14 @@ def stage_specs(draw):
 def test_nine_published_counts(alpha):
     preset = PRESETS[alpha]
     stages = stages_from_notation(PAPER_NOTATION, alpha)
-    large = complexity(MuffNet(alpha=alpha))
+    large = count_complexity(MuffNet(alpha=alpha))
     assert large.uncounted == ()
     assert round(large.parameters / 1e6, 1) == preset.paper_parameters
     assert round(large.macs / 1e6) == preset.paper_macs_224
     formula = closed_form_counts(stages, 224, "imagenet")
     assert (large.parameters, large.macs) == formula
 
-    small = complexity(
+    small = count_complexity(
         MuffNet(input_shape=(32, 32, 3), alpha=alpha, classes=10)
     )
     assert round(small.macs / 1e6) == preset.paper_macs_32
@@ -78,7 +78,7 @@ def test_any_spec_builds_and_counts_as_the_formula(stages, stem, size, depth):
     model = MuffNet(
         input_shape=(size, size, depth), stages=stages, stem=stem, classes=7
     )
-    counted = complexity(model)
+    counted = count_complexity(model)
     formula = closed_form_counts(stages, size, stem, depth, classes=7)
     assert (counted.parameters, counted.macs) == formula
     assert counted.uncounted == ()
@@ -92,7 +92,7 @@ def test_any_spec_builds_and_counts_as_the_formula(stages, stem, size, depth):
 def test_any_alpha_builds(alpha):
     model = MuffNet(input_shape=(32, 32, 3), alpha=alpha, classes=10)
     stages = stages_from_notation(PAPER_NOTATION, alpha)
-    counted = complexity(model)
+    counted = count_complexity(model)
     formula = closed_form_counts(stages, 32, "cifar", classes=10)
     assert (counted.parameters, counted.macs) == formula
 

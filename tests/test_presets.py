@@ -83,10 +83,18 @@ def test_explicit_stage_takes_lists_and_arrays():
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
-        ({"sharing": "bogus", "layers": 4, "width": 8}, ["`pattern`", "bogus"]),
+        (
+            {"sharing": "bogus", "layers": 4, "width": 8},
+            ["`sharing`", "geometric", "bogus"],
+        ),
         ({"sharing": "none", "width": 8}, ["`layers`", "None"]),
         ({"sharing": "none", "layers": 4}, ["`width`", "None"]),
         ({"sharing": 5}, ["`sharing`", "5"]),
+        ({"sharing": [[1, 0], [1, 1]]}, ["sharing matrix", "row 2, column 1"]),
+        (
+            {"sharing": "none", "layers": 4, "width": 8, "residual": "no"},
+            ["`residual`", "'no'"],
+        ),
         ({"sharing": [[1]], "layers": 2}, ["`layers`", "has 1", "layers=2"]),
         ({"sharing": [[1]], "width": 2}, ["`width`", "has 1", "width=2"]),
         (

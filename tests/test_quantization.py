@@ -295,7 +295,7 @@ found["frozen"] = [len(frozen), all(map(np.array_equal, frozen, original))]
 path = quantization.convert(twin, f"{folder}/new/small.tflite")
 lite = LiteRTModel(path)
 outputs["int8"] = lite.predict(x[test])
-found["ops"] = lite.ops()
+found["ops"] = [op.name for op in lite.operations()]
 interpreter = Interpreter(str(path))
 details = interpreter.get_tensor_details()
 found["tensor_dtypes"] = sorted({np.dtype(t["dtype"]).name for t in details})
@@ -360,7 +360,7 @@ mixed_lite = LiteRTModel(
     quantization.convert(mixed_twin, f"{folder}/mixed.tflite")
 )
 outputs["mixed_int8"] = mixed_lite.predict(noise)
-found["mixed_ops"] = mixed_lite.ops()
+found["mixed_ops"] = [op.name for op in mixed_lite.operations()]
 (end,) = Interpreter(mixed_lite.path).get_output_details()
 found["mixed_output_scale"] = end["quantization"][0]
 

@@ -1,13 +1,17 @@
 """The command-line programs, run as a user runs them."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 
 from keras_muffnet import MuffNet
+from keras_muffnet import preprocess_input
+from keras_muffnet.data import load_digits
 from tests.conftest import ROOT
 
 QUICKSTART = str(ROOT / "tools" / "quickstart.py")
@@ -37,16 +41,37 @@ def check_artefacts(output):
     return metrics
 
 
-def test_quickstart_at_reduced_size(run_python, tmp_path):
+def test_quickstart_at_reduced_size(tmp_path):
     output = tmp_path / "out"
-    printed = run_python(QUICKSTART, "--smoke", "--output", str(output))
+    done = subprocess.run(
+        [
+            "make",
+            "--old-file=.venv/all.done",  # the environment is the running one
+            "quickstart",
+            f"BIN={pathlib.Path(sys.executable).parent}",
+            f"ARGS=--smoke --output {output}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     metrics = check_artefacts(output)
     assert metrics["test_images"] == 96
+    assert metrics["float_accuracy"] == accuracy_of(output)
     for step in range(1, 7):
-        assert f"== {step}/6" in printed
-    closing = printed[printed.index("== 6/6") :]
+        assert f"== {step}/6" in done.stdout
+    closing = done.stdout[done.stdout.index("== 6/6") :]
     for word in ("test accuracy", "LiteRT file", "latency", "MACs"):
         assert word in closing
+
+
+def accuracy_of(output):
+    """The saved model's own accuracy on the test images that were used."""
+    (_, _), (images, labels) = load_digits()
+    model = keras.saving.load_model(output / "muffnet.keras")
+    scores = model.predict(preprocess_input(images[:96]), verbose=0)
+    return (scores.argmax(axis=1) == labels[:96]).mean()
 
 
 @pytest.mark.slow
@@ -111,6 +136,30 @@ def test_count_refuses_a_bad_notation():
         ROOT / "tools" / "count.py", "--alpha=1", "--sharing=average"
     )
     assert "`notation` must name three" in error
+
+
+def test_a_failing_step_ends_the_quickstart_in_one_line(tmp_path):
+    code = (
+        "import runpy, sys;"
+        f"module = runpy.run_path({QUICKSTART!r});"
+        f"sys.argv = ['quickstart.py', '--smoke', '--output={tmp_path}'];"
+        "module['main'].__globals__['train_model'] ="
+        " lambda *_: open('/no/such/file');"
+        "sys.exit(module['main']())"
+    )
+    error = refused("-c", code)
+    assert error.splitlines()[-1].startswith("FAILED: [Errno 2]")
+
+
+def test_training_log_keeps_one_row_an_epoch(run_python, tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("epoch,loss\n0,3\n1,2\n1,1.5\n2,1\n")
+    code = (
+        f"import pathlib, runpy; module = runpy.run_path({QUICKSTART!r});"
+        f"print(module['read_columns'](pathlib.Path({str(log)!r})))"
+    )
+    printed = run_python("-c", code)
+    assert printed == "{'epoch': [0.0, 1.0, 2.0], 'loss': [3.0, 1.5, 1.0]}\n"
 
 
 def test_quantize_names_what_the_data_lack(tmp_path):

@@ -1,7 +1,7 @@
 """Prints parameters and multiply-adds of MuffNet.
 
 Without arguments: the nine counts that the paper publishes, from built models
-and from the closed formulas. With `--alpha`: one network, layer by layer.
+and from the closed formulas. With any: one network, layer by layer.
 """
 
 import argparse
@@ -16,30 +16,27 @@ from keras_muffnet.presets import stages_from_notation
 
 def main() -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--alpha", type=float, help="count this width multiplier by layer"
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--sharing",
-        default=PAPER_NOTATION,
-        help="sharing patterns with --alpha (default: %(default)s)",
+        "--alpha", type=float, default=1.0, help="width multiplier"
     )
     parser.add_argument(
-        "--size", type=int, default=224, help="image size with --alpha"
+        "--sharing", default=PAPER_NOTATION, help="sharing patterns"
     )
+    parser.add_argument("--size", type=int, default=224, help="image size")
     parser.add_argument(
-        "--stem", default="auto", choices=("auto", *STEMS), help="with --alpha"
+        "--stem", default="auto", choices=("auto", *STEMS), help="first layers"
     )
-    parser.add_argument(
-        "--classes", type=int, default=1000, help="with --alpha"
-    )
+    parser.add_argument("--classes", type=int, default=1000, help="number of")
     flags = parser.parse_args()
-    if flags.alpha is None:
+    if len(sys.argv) == 1:
         return print_published_counts()
     # Imported here, since Keras starts slowly and --help needs it not.
     from keras_muffnet import MuffNet
-    from keras_muffnet import complexity
+    from keras_muffnet import count_complexity
 
     try:
         model = MuffNet(
@@ -50,21 +47,21 @@ def main() -> int:
         )
     except ValueError as error:
         parser.error(str(error))
-    print(complexity(model))
+    print(count_complexity(model))
     return 0
 
 
 def print_published_counts() -> int:
     """Prints the nine counts; 1 if one differs from the paper or formula."""
     from keras_muffnet import MuffNet
-    from keras_muffnet import complexity
+    from keras_muffnet import count_complexity
 
     print("alpha  count              built model    closed formula   paper")
     agree = True
     for alpha, preset in PRESETS.items():
         stages = stages_from_notation(PAPER_NOTATION, alpha)
-        large = complexity(MuffNet(alpha=alpha))
-        small = complexity(
+        large = count_complexity(MuffNet(alpha=alpha))
+        small = count_complexity(
             MuffNet(input_shape=(32, 32, 3), alpha=alpha, classes=10)
         )
         formula_large = closed_form_counts(stages, 224, "imagenet")

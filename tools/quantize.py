@@ -14,19 +14,36 @@ import json
 import math
 import os
 import pathlib
+import zipfile
 from typing import Any
 
 import numpy as np
 
 
 def main() -> None:
-    """Calibrates, fine-tunes, converts, and measures each on the test split."""
+    """Runs the command."""
     args = parse_args()
+    try:
+        quantize(args)
+    except (
+        EOFError,
+        ImportError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise SystemExit(f"quantize: error: {error}") from error
+
+
+def quantize(args: argparse.Namespace) -> None:
+    """Calibrates, fine-tunes, converts, and measures each on the test split."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
 
     import keras_muffnet
     from keras_muffnet import quantization
+    from keras_muffnet.files import written_aside
     from keras_muffnet.litert import LiteRTModel
 
     keras.utils.set_random_seed(args.seed)
@@ -60,10 +77,11 @@ def main() -> None:
         "int8": lite.predict(x_test, verbose=1),
     }
     metrics = compare(predictions, y_test)
-    metrics["file_bytes"] = args.output.stat().st_size
+    metrics["int8_bytes"] = args.output.stat().st_size
     print_table(metrics)
     if args.metrics:
-        args.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
+        with written_aside(args.metrics) as aside:
+            aside.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def parse_args() -> argparse.Namespace:
@@ -146,7 +164,7 @@ def print_table(metrics: dict[str, float]) -> None:
     for name, value in rows.items():
         print(f"{name:<32}{100 * value:>7.2f}")
     print(
-        f"The int8 file ({metrics['file_bytes'] / 1e6:.2f} MB) gives the float "
+        f"The int8 file ({metrics['int8_bytes'] / 1e6:.2f} MB) gives the float "
         f"model's answer for {100 * metrics['agreement_with_float']:.2f}% of "
         f"{metrics['test_images']} images."
     )

@@ -7,6 +7,8 @@ the artefacts, `metrics.json` and three pictures in the output folder.
 
 import argparse
 import base64
+import csv
+import importlib.metadata
 import json
 import logging
 import os
@@ -14,6 +16,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from typing import Any
@@ -58,8 +61,19 @@ def main() -> int:
     try:
         metrics = run(output, flags.smoke)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from the last epoch.")
+        print("\nInterrupted. Run the same command again.")
+        if (output / "backup").exists():
+            print("Training goes on after its last whole epoch.")
         return 130
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        subprocess.CalledProcessError,
+    ) as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
     failures = [] if flags.smoke else missed_bars(metrics)
     for failure in failures:
         print(f"FAILED: {failure}", file=sys.stderr)
@@ -126,6 +140,7 @@ def train_model(
 
     from keras_muffnet import MuffNet
     from keras_muffnet.data import make_dataset
+    from keras_muffnet.files import written_aside
 
     keras.utils.set_random_seed(SEED)
     model = MuffNet(input_shape=(32, 32, 3), alpha=ALPHA, classes=len(CLASSES))
@@ -146,32 +161,41 @@ def train_model(
         epochs=epochs,
         shuffle=False,  # the data set shuffles itself
         callbacks=[
-            keras.callbacks.BackupAndRestore(backup),
+            # The log first: an epoch that is backed up has been logged.
             keras.callbacks.CSVLogger(log, append=backup.exists()),
+            keras.callbacks.BackupAndRestore(backup),
         ],
     )
-    model.save(output / "muffnet.keras")
+    with written_aside(output / "muffnet.keras") as aside:
+        model.save(aside)
     return model, read_columns(log)
 
 
 def read_columns(path: pathlib.Path) -> dict[str, list[float]]:
-    """Reads a CSV file of numbers by column."""
-    import csv
-
+    """Reads the training log by column, a row an epoch."""
     with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+        # An epoch that was interrupted may have been logged twice.
+        rows = {row["epoch"]: row for row in csv.DictReader(file)}.values()
+    return {
+        name: [float(row[name]) for row in rows] for name in next(iter(rows))
+    }
 
 
 def evaluate(model: Any, test: Any) -> tuple[Any, dict[str, Any]]:
     """Returns the test split's scores, and the float model's metrics."""
-    from keras_muffnet import complexity
+    from keras_muffnet import count_complexity
     from keras_muffnet import preprocess_input
 
     images, labels = test
     scores = model.predict(preprocess_input(images))
-    counted = complexity(model)
+    counted = count_complexity(model)
     return scores, {
+        "command": " ".join(["python", *sys.argv]),
+        "data_set": "scikit-learn's digits, 32x32x3",
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("keras", "tensorflow", "numpy")
+        },
         "seed": SEED,
         "alpha": ALPHA,
         "test_images": len(labels),
@@ -195,29 +219,30 @@ def quantize(train: Any, test: Any, output: pathlib.Path) -> dict[str, Any]:
     """Runs tools/quantize.py, in a process of its own as tfmot wants."""
     import numpy as np
 
-    data = output / "digits.npz"
-    np.savez(
-        data,
-        train_images=train[0],
-        train_labels=train[1],
-        test_images=test[0],
-        test_labels=test[1],
-    )
-    report = output / "quantization.json"
-    subprocess.run(
-        [
-            sys.executable,
-            ROOT / "tools" / "quantize.py",
-            f"--model={output / 'muffnet.keras'}",
-            f"--data={data}",
-            f"--output={output / 'muffnet_int8.tflite'}",
-            f"--epochs={QAT_EPOCHS}",
-            f"--seed={SEED}",
-            f"--metrics={report}",
-        ],
-        check=True,
-    )
-    return json.loads(report.read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        data = pathlib.Path(folder) / "digits.npz"
+        report = pathlib.Path(folder) / "metrics.json"
+        np.savez(
+            data,
+            train_images=train[0],
+            train_labels=train[1],
+            test_images=test[0],
+            test_labels=test[1],
+        )
+        subprocess.run(
+            [
+                sys.executable,
+                ROOT / "tools" / "quantize.py",
+                f"--model={output / 'muffnet.keras'}",
+                f"--data={data}",
+                f"--output={output / 'muffnet_int8.tflite'}",
+                f"--epochs={QAT_EPOCHS}",
+                f"--seed={SEED}",
+                f"--metrics={report}",
+            ],
+            check=True,
+        )
+        return json.loads(report.read_text())
 
 
 def serve(test: Any, scores: Any, output: pathlib.Path) -> dict[str, Any]:

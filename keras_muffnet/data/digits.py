@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_muffnet.optional import load_optional
+
 Split = tuple[np.ndarray, np.ndarray]
 
 
@@ -23,13 +25,8 @@ def load_digits(size: int = 32) -> tuple[Split, Split]:
     Raises:
         ImportError: if scikit-learn is not installed.
     """
-    try:
-        from sklearn import datasets
-        from sklearn import model_selection
-    except ImportError as error:
-        raise ImportError(
-            "The digits come with scikit-learn: pip install scikit-learn"
-        ) from error
+    datasets = load_optional("sklearn.datasets", "all")
+    model_selection = load_optional("sklearn.model_selection", "all")
     scans, labels = datasets.load_digits(return_X_y=True)
     pixels = scans.reshape(-1, 8, 8, 1) * (255 / 16)
     resized = tf.image.resize(pixels, (size, size), method="bilinear")

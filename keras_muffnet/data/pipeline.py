@@ -1,9 +1,8 @@
 """tf.data pipelines of labelled images."""
 
+import keras
 import numpy as np
 import tensorflow as tf
-
-from keras_muffnet.applications import preprocess_input
 
 
 def make_dataset(
@@ -22,8 +21,8 @@ def make_dataset(
             this seed. None keeps the order.
 
     Returns:
-        A `tf.data.Dataset` of `(float32 images, labels)`, the images scaled by
-        `keras_muffnet.preprocess_input`.
+        A `tf.data.Dataset` of `(float32 images, labels)`, the images scaled as
+        `keras_muffnet.preprocess_input` does. It feeds Keras on any backend.
 
     Raises:
         ValueError: if there are no images, or not a label for each.
@@ -40,4 +39,5 @@ def make_dataset(
 
 
 def _scale(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return preprocess_input(images), labels
+    # `preprocess_input`, but for a tf.Tensor whatever backend Keras has.
+    return (tf.cast(images, keras.config.floatx()) - 128) / 128, labels

@@ -1,5 +1,9 @@
 """Writes models for TF Serving and for LiteRT. Needs TensorFlow."""
 
+from keras_muffnet.optional import load_optional
+
+load_optional("tensorflow", extra="tensorflow")
+
 from keras_muffnet.export.saved_model import export_litert as export_litert
 from keras_muffnet.export.saved_model import (
     export_saved_model as export_saved_model,

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_muffnet.applications import preprocess_input
 from keras_muffnet.files import written_aside
-from keras_muffnet.litert import LiteRTModel
+from keras_muffnet.litert import read_operations
 
 # Operations of a file whose weights were not frozen: right answers, ten times
 # slower.
@@ -30,7 +30,7 @@ def export_saved_model(
     * `serving_bytes`, input `image_bytes`: strings `(batch,)`, each an encoded
       PNG, JPEG, GIF (first frame) or BMP image of any size, which is decoded,
       resized and scaled in the graph. Over REST, `{"b64": "..."}`. Only for
-      models with a static input size.
+      models with a static input size and 1 or 3 channels.
 
     Args:
         model: a Keras model with one image input and one output.
@@ -62,7 +62,7 @@ def export_saved_model(
             )
         ],
     )
-    if height is not None and width is not None:
+    if height is not None and width is not None and channels in (1, 3):
 
         def predict_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
             return predict(decode_images(image_bytes, height, width, channels))
@@ -131,6 +131,7 @@ def export_litert(
         ValueError: if the model is not of that kind, or Keras does not run on
             TensorFlow.
         RuntimeError: if the converted file would hold variables.
+        ImportError: if ai-edge-litert, which checks that, is not installed.
     """
     shape = _image_shape(model)
     if None in shape:
@@ -149,14 +150,14 @@ def export_litert(
         archive.write_out(folder, verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         content = converter.convert()
+    unfrozen = _UNFROZEN & {op.name for op in read_operations(content)}
+    if unfrozen:
+        raise RuntimeError(
+            "The converted model must hold its weights as constants. "
+            f"Found operations: {', '.join(sorted(unfrozen))}"
+        )
     with written_aside(path) as aside:
         aside.write_bytes(content)
-        unfrozen = _UNFROZEN & set(LiteRTModel(aside).ops())
-        if unfrozen:
-            raise RuntimeError(
-                "The converted model must hold its weights as constants. "
-                f"Found operations: {', '.join(sorted(unfrozen))}"
-            )
     return pathlib.Path(path)
 
 
@@ -173,9 +174,10 @@ def _image_shape(model: Any) -> tuple[int | None, int | None, int]:
             "Exporting needs Keras to run on TensorFlow: set KERAS_BACKEND. "
             f"Received: KERAS_BACKEND={keras.backend.backend()}"
         )
-    if not isinstance(model, keras.Model) or not model.built:
+    if not isinstance(model, keras.Model) or not hasattr(model, "inputs"):
         raise ValueError(
-            f"`model` must be a built Keras model. Received: {model!r}"
+            "`model` must be a functional or a built sequential Keras model. "
+            f"Received: {model!r}"
         )
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
@@ -183,9 +185,9 @@ def _image_shape(model: Any) -> tuple[int | None, int | None, int]:
             f"with {len(model.inputs)} and {len(model.outputs)}"
         )
     shape = tuple(model.inputs[0].shape[1:])
-    if len(shape) != 3 or shape[-1] not in (1, 3):
+    if len(shape) != 3 or shape[-1] is None:
         raise ValueError(
-            "`model` must take channels-last images of 1 or 3 channels. "
+            "`model` must take channels-last images. "
             f"Received a model with input shape {model.input_shape}"
         )
     return shape

@@ -5,13 +5,12 @@ import pathlib
 import tempfile
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
-from ai_edge_litert import interpreter as litert
 from tensorflow_model_optimization.quantization.keras import QuantizeWrapperV2
 
 from keras_muffnet.files import written_aside
+from keras_muffnet.litert import read_operations
 
 _UNWANTED = ("QUANTIZE", "DEQUANTIZE", "VAR_HANDLE", "READ_VARIABLE")
 
@@ -67,21 +66,9 @@ def _converted(model: tf_keras.Model) -> bytes:
 
 
 def _unwanted_operations(content: bytes) -> list[str]:
-    # LiteRT's delegates would hide the operations that they take over.
-    resolver = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    model = litert.Interpreter(
-        model_content=content, experimental_op_resolver_type=resolver
-    )
-    dtypes = {t["index"]: t["dtype"] for t in model.get_tensor_details()}
     found = []
-    for operation in model._get_ops_details():
-        tensors = (*operation["inputs"], *operation["outputs"])
-        is_float = any(
-            np.issubdtype(dtypes[k], np.floating)
-            for k in tensors
-            if k in dtypes  # an operand that is left out has number -1
-        )
-        if is_float or operation["op_name"] in _UNWANTED:
-            kind = "float " if is_float else ""
-            found.append(f"{kind}{operation['op_name']} #{operation['index']}")
+    for number, (name, dtypes) in enumerate(read_operations(content)):
+        is_float = any(dtype.startswith("FLOAT") for dtype in dtypes)
+        if is_float or name in _UNWANTED:
+            found.append(f"{'float ' if is_float else ''}{name} #{number}")
     return found
