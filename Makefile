@@ -14,11 +14,14 @@ help:
 quickstart: .venv/all.done
 	$(BIN)/python tools/quickstart.py $(ARGS)
 
+# Most of the tests keep one core busy, so two run at a time.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: .venv/test.done
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: .venv/test.done
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: .venv/test.done
 	$(BIN)/ruff format --check .

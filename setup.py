@@ -56,6 +56,7 @@ setup(
             "jax>=0.10,<0.11",
             "mypy>=2.4,<3",
             "pytest>=9,<10",
+            "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",
             "setuptools>=68",
             "torch==2.13.0",

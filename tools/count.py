@@ -30,7 +30,9 @@ def main() -> int:
     parser.add_argument(
         "--stem", default="auto", choices=("auto", *STEMS), help="first layers"
     )
-    parser.add_argument("--classes", type=int, default=1000, help="number of")
+    parser.add_argument(
+        "--classes", type=int, default=1000, help="units of the classifier"
+    )
     flags = parser.parse_args()
     if len(sys.argv) == 1:
         return print_published_counts()
