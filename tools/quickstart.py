@@ -29,7 +29,8 @@ SEED = 0
 EPOCHS = 3
 BATCH_SIZE = 16
 LEARNING_RATE = 0.05
-QAT_EPOCHS = 1
+# Half of the training split: calibration alone comes close to the float model.
+QAT_IMAGES = 720
 
 # What the full run must reach.
 LEAST_ACCURACY = 0.97
@@ -224,8 +225,8 @@ def quantize(train: Any, test: Any, output: pathlib.Path) -> dict[str, Any]:
         report = pathlib.Path(folder) / "metrics.json"
         np.savez(
             data,
-            train_images=train[0],
-            train_labels=train[1],
+            train_images=train[0][:QAT_IMAGES],
+            train_labels=train[1][:QAT_IMAGES],
             test_images=test[0],
             test_labels=test[1],
         )
@@ -236,7 +237,7 @@ def quantize(train: Any, test: Any, output: pathlib.Path) -> dict[str, Any]:
                 f"--model={output / 'muffnet.keras'}",
                 f"--data={data}",
                 f"--output={output / 'muffnet_int8.tflite'}",
-                f"--epochs={QAT_EPOCHS}",
+                "--epochs=1",
                 f"--seed={SEED}",
                 f"--metrics={report}",
             ],

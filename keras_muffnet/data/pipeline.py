@@ -35,7 +35,12 @@ def make_dataset(
     dataset = tf.data.Dataset.from_tensor_slices((images, labels))
     if shuffle_seed is not None:
         dataset = dataset.shuffle(len(images), seed=shuffle_seed)
-    return dataset.batch(batch_size).map(_scale).prefetch(tf.data.AUTOTUNE)
+    # There is nothing to tune here, and on two cores the tuning was seen to
+    # hold up the first batch of an epoch for up to twenty seconds.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    dataset = dataset.batch(batch_size).map(_scale).prefetch(2)
+    return dataset.with_options(options)
 
 
 def _scale(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
