@@ -10,6 +10,7 @@ from keras import KerasTensor
 from keras import layers
 
 from keras_muffnet.blocks import channel_axis
+from keras_muffnet.federation import positive_integer
 from keras_muffnet.layers import standardize_data_format
 from keras_muffnet.muffnet import muffnet_features
 from keras_muffnet.presets import PAPER_NOTATION
@@ -124,12 +125,7 @@ def MuffNet(
             "classifier has its own average pooling. "
             f"Received: pooling={pooling!r}"
         )
-    if isinstance(classes, bool) or not (
-        isinstance(classes, (int, np.integer)) and classes > 0
-    ):
-        raise ValueError(
-            f"`classes` must be a positive integer. Received: {classes=}"
-        )
+    classes = positive_integer("classes", classes)
     try:
         classifier_activation = keras.activations.get(classifier_activation)
     except (TypeError, ValueError) as error:

@@ -82,8 +82,8 @@ class SharingMatrix:
                 f"`pattern` must be one of {', '.join(PATTERNS)}. "
                 f"Received: pattern={pattern!r}"
             )
-        layers = _positive_integer("layers", layers)
-        width = _positive_integer("width", width)
+        layers = positive_integer("layers", layers)
+        width = positive_integer("width", width)
         if pattern == "none":
             return cls(_tuples(np.eye(layers, dtype=int) * width))
         if width < layers:
@@ -253,7 +253,12 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
     return parts + [1] * (len(weights) - free)
 
 
-def _positive_integer(name: str, value: Any) -> int:
+def positive_integer(name: str, value: Any) -> int:
+    """Returns an argument that must be 1, 2, ... as an int.
+
+    Raises:
+        ValueError: naming the argument, if it is anything else.
+    """
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, np.integer))
