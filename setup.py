@@ -16,6 +16,12 @@ VERSION = re.search(
 ).group(1)
 
 TENSORFLOW = ["tensorflow>=2.21,<2.22"]
+# TensorFlow Datasets imports importlib_resources without asking for it.
+DATASETS = [
+    *TENSORFLOW,
+    "importlib_resources",
+    "tensorflow-datasets>=4.9.10,<5",
+]
 QUANTIZATION = [
     *TENSORFLOW,
     "ai-edge-litert>=2.3,<3",
@@ -31,7 +37,7 @@ SERVING = [
 ]
 # Pictures, and the digits that the quickstart trains on.
 EXAMPLES = ["matplotlib>=3.8,<4", "scikit-learn>=1.5,<2"]
-ALL = sorted({*QUANTIZATION, *SERVING, *EXAMPLES})
+ALL = sorted({*DATASETS, *QUANTIZATION, *SERVING, *EXAMPLES})
 
 setup(
     name="keras-muffnet",
@@ -47,6 +53,7 @@ setup(
     install_requires=["keras>=3.15.1,<3.16", "numpy>=2,<3"],
     extras_require={
         "tensorflow": TENSORFLOW,
+        "datasets": DATASETS,
         "quantization": QUANTIZATION,
         "serving": SERVING,
         "all": ALL,

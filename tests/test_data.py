@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_muffnet import preprocess_input
 from keras_muffnet.data import load_digits
+from keras_muffnet.data import load_images
 from keras_muffnet.data import make_dataset
 
 
@@ -81,3 +83,293 @@ def test_dataset_feeds_keras_on_another_backend(run_python):
 def test_dataset_errors(images, labels):
     with pytest.raises(ValueError, match=f"{images} images and {labels} label"):
         make_dataset(np.zeros((images, 4, 4, 3)), np.zeros(labels), 2)
+
+
+def test_digits_as_an_image_set():
+    _, (images, labels) = load_digits(size=8)
+    grey = load_images("digits", "test", (8, 8), channels=1)
+    np.testing.assert_array_equal(grey.images, images[..., :1])
+    np.testing.assert_array_equal(grey.labels, labels)
+    assert grey.class_names == tuple("0123456789")
+    some = load_images("digits", "train", (8, 8), limit=20)
+    assert some.images.shape == (20, 8, 8, 3) and some.labels.shape == (20,)
+    with pytest.raises(ValueError, match=r"must be square.*\(8, 16\)"):
+        load_images("digits", "test", (8, 16))
+    with pytest.raises(ValueError, match=r"'train' or 'test'.*split='val'"):
+        load_images("digits", "val", (8, 8))
+
+
+def write(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    encode = tf.io.encode_jpeg if jpeg else tf.io.encode_png
+    path.write_bytes(encode(pixels).numpy())
+
+
+def filled(value, height=4, width=6, channels=3):
+    return np.full((height, width, channels), value, "uint8")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Classes a and b, whose pixels are ten times the image's number."""
+    for i, path in enumerate(
+        ["train/b/x.png", "train/b/y.PNG", "train/a/z.jpg", "test/b/only.png"]
+    ):
+        write(tmp_path / path, filled(10 * i))
+    return tmp_path
+
+
+def test_folder_is_read_by_class_and_name(folder):
+    for hidden in (".DS_Store", "a/.hidden.txt"):
+        (folder / "train" / hidden).write_text("")
+    (folder / "train/.cache").mkdir()
+    train = load_images(folder, "train", (4, 6))
+    assert train.images.dtype == np.uint8 and train.labels.dtype == np.int64
+    assert train.images.shape == (3, 4, 6, 3)
+    assert train.class_names == ("a", "b")
+    assert train.labels.tolist() == [0, 1, 1]
+    assert train.images[:, 0, 0, 0].tolist() == [20, 0, 10]
+    test = load_images(str(folder), "test", (4, 6))
+    assert test.labels.tolist() == [1] and test.class_names == ("a", "b")
+
+
+def test_val_stands_in_for_test(folder):
+    (folder / "test").rename(folder / "val")
+    for split in ("val", "test"):
+        assert load_images(folder, split, (2, 2)).images[0, 0, 0, 0] == 30
+    write(folder / "test/a/1.png", filled(77))
+    assert load_images(folder, "test", (2, 2)).images[0, 0, 0, 0] == 77
+    assert load_images(folder, "val", (2, 2)).images[0, 0, 0, 0] == 30
+
+
+GIF = (  # one red pixel
+    b"GIF89a\x01\0\x01\0\x80\0\0\xff\0\0\0\0\0"
+    b",\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"
+)
+BMP = (  # one pixel, blue first: 1, 2, 3
+    b"BM" + (58).to_bytes(4, "little") + bytes(4) + b"\x36\0\0\0"
+    b"\x28\0\0\0\x01\0\0\0\x01\0\0\0\x01\0\x18\0" + bytes(24) + b"\3\2\1\0"
+)
+
+
+def test_formats_and_channels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 1, 4), "uint8")
+    write(tmp_path / "train/a/1_rgba.png", pixels)
+    write(tmp_path / "train/a/2_grey.jpeg", pixels[..., :1])
+    (tmp_path / "train/a/3.gif").write_bytes(GIF)
+    (tmp_path / "train/a/4.bmp").write_bytes(BMP)
+    images = load_images(tmp_path, "train", (1, 1)).images[:, 0, 0]
+    np.testing.assert_array_equal(images[0], pixels[0, 0, :3])
+    assert np.ptp(images[1]) == 0
+    assert abs(int(images[1, 0]) - int(pixels[0, 0, 0])) <= 1
+    assert images[2:].tolist() == [[255, 0, 0], [1, 2, 3]]
+    grey = load_images(tmp_path, "train", (1, 1), channels=1).images
+    assert grey.shape == (4, 1, 1, 1)
+    assert grey[1, 0, 0, 0] == images[1, 0] and grey[2, 0, 0, 0] == 76
+
+
+def test_only_images_of_another_size_are_resized(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), "uint8")
+    write(tmp_path / "train/a/same.png", pixels)
+    write(tmp_path / "train/a/wide.png", pixels.repeat(8, 0).repeat(8, 1))
+    same, wide = load_images(tmp_path, "train", (6, 4)).images
+    np.testing.assert_array_equal(same, pixels)
+    expected = tf.image.resize(
+        pixels.repeat(8, 0).repeat(8, 1), (6, 4), antialias=True
+    )
+    np.testing.assert_array_equal(wide, np.rint(expected))
+
+
+def test_limit_draws_from_the_seed_before_decoding(tmp_path):
+    for i in range(60):
+        write(tmp_path / f"train/{'abc'[i % 3]}/{i:02}.png", filled(i, 1, 1))
+
+    def drawn(seed, limit=30):
+        some = load_images(tmp_path, "train", (1, 1), limit=limit, seed=seed)
+        values = some.images[:, 0, 0, 0]
+        np.testing.assert_array_equal(values % 3, some.labels)
+        return values.tolist()
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert len(set(drawn(1))) == 30
+    assert len(drawn(0, limit=99)) == 60
+    shares = np.bincount([v % 3 for s in range(6) for v in drawn(s)]) / 180
+    assert abs(shares - 1 / 3).max() < 0.1
+    left_out = next(i for i in range(60) if i not in drawn(1))
+    path = tmp_path / f"train/{'abc'[left_out % 3]}/{left_out:02}.png"
+    path.write_bytes(b"no image")
+    drawn(1)
+
+
+def test_bmp_with_a_palette_is_refused(tmp_path):
+    (tmp_path / "train/a").mkdir(parents=True)
+    with_palette = BMP[:28] + b"\x08" + BMP[29:54] + bytes(1024 + 4)
+    (tmp_path / "train/a/1.bmp").write_bytes(with_palette)
+    with pytest.raises(ValueError, match=r"24-bit BMP.*1: '.*1\.bmp'"):
+        load_images(tmp_path, "train", (1, 1))
+
+
+def test_many_images_show_their_progress(tmp_path, capsys):
+    write(tmp_path / "train/a/0.png", filled(1, 1, 1))
+    for i in range(1, 2001):
+        (tmp_path / f"train/a/{i}.png").hardlink_to(tmp_path / "train/a/0.png")
+    assert load_images(tmp_path, "train", (1, 1)).images.all()
+    assert "2001/2001" in capsys.readouterr().out
+    load_images(tmp_path, "train", (1, 1), limit=2000)
+    assert not capsys.readouterr().out
+
+
+def test_damaged_files_are_named_and_counted(folder):
+    for i in range(40):
+        write(folder / f"train/a/{i:02}.jpg", filled(5, 30, 30))
+    whole = (folder / "train/a/00.jpg").read_bytes()
+    for i in range(1, 8):
+        (folder / f"train/a/{i:02}.jpg").write_bytes(whole[: 40 * i])
+    png = folder / "train/b/y.PNG"
+    png.write_bytes(png.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"8: .* and 3 more") as error:
+        load_images(folder, "train", (4, 6))
+    for i in range(1, 6):
+        assert repr(str(folder / f"train/a/{i:02}.jpg")) in str(error.value)
+    for i in range(1, 8):
+        (folder / f"train/a/{i:02}.jpg").write_bytes(whole)
+    with pytest.raises(ValueError, match="1: ") as error:
+        load_images(folder, "train", (4, 6))
+    assert str(error.value).endswith(f"1: {str(png)!r}")
+
+
+@pytest.mark.parametrize(
+    ("make", "split", "message"),
+    [
+        ("other/", "val", "must hold train/.*/val'"),
+        ("other/", "all", "`split` must be 'train', 'test' or 'val'.*'all'"),
+        ("val/", "val", "a folder for each class.*/val', which has none"),
+        ("train/c/", "train", "/train/c', which is empty"),
+        ("train/c/.hidden", "train", "/train/c', which is empty"),
+        ("test/c/1.png", "test", "the classes of .*/test'.*1: 'c'"),
+        ("train/a/notes.txt", "train", "nothing but images.*1: .*notes.txt'"),
+        ("train/b/Thumbs.db", "train", "nothing but images.*1: .*Thumbs.db'"),
+        ("train/b/deeper/", "train", "nothing but images.*1: .*/b/deeper'"),
+        ("train/1.png", "train", "nothing but images.*1: .*/train/1.png'"),
+    ],
+)
+def test_folder_errors(folder, make, split, message):
+    path = folder / make
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if make.endswith("/") else path.touch()
+    with pytest.raises(ValueError, match=message) as error:
+        load_images(folder, split, (4, 6))
+    assert split == "all" or str(folder) in str(error.value)
+
+
+def test_a_folder_needs_its_split_and_train(folder):
+    (folder / "train").rename(folder / "training")
+    with pytest.raises(ValueError, match=r"must hold train/.*/train', which"):
+        load_images(folder, "test", (4, 6))
+    (folder / "training").rename(folder / "train")
+    (folder / "test").rename(folder / "testing")
+    with pytest.raises(ValueError, match=r"must hold train/.*/test', which"):
+        load_images(folder, "test", (4, 6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "no/such"}, r"'digits', 'tfds:NAME' or .*'no/such'"),
+        ({"source": None}, "`source` must be .*None"),
+        ({"source": ""}, "`source` must be .*''"),
+        ({"size": 32}, "`size` must be a height and a width.*32"),
+        ({"size": (32, 0)}, r"`size\[1\]` must be a positive integer.*0"),
+        ({"channels": 4}, "`channels` must be 1 or 3.*4"),
+        ({"limit": 0}, "`limit` must be a positive integer.*0"),
+        ({"size": (10**6, 10**6)}, "`limit` must keep .*limit=None"),
+        ({"source": "digits", "size": (10**6, 10**6)}, "`limit` must keep"),
+        ({"size": (10**6, 10**6), "limit": 2}, "memory.*; 2 images .*limit=2"),
+    ],
+)
+def test_argument_errors(folder, arguments, message):
+    given = {"source": folder, "split": "train", "size": (4, 6), **arguments}
+    with pytest.raises(ValueError, match=message):
+        load_images(**given)
+
+
+@pytest.fixture(scope="module")
+def tfds(tmp_path_factory):
+    """TensorFlow Datasets with one data set more, of 20 images."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class TinySquares(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 1)),
+                "label": tfds.features.ClassLabel(names=["odd", "even"]),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+            )
+
+        def _split_generators(self, manager):
+            return {
+                "train": self._generate_examples(-1),
+                "test": self._generate_examples(None),
+            }
+
+        def _generate_examples(self, unlabelled):
+            for i in range(20):
+                label = ["even", "odd"][i % 2]
+                if unlabelled is None and i == 3:
+                    label = -1
+                yield i, {"image": filled(i, 5, 5, 1), "label": label}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfds.core.constants, "DATA_DIR", str(folder))
+        yield tfds
+
+
+def test_tensorflow_datasets(tfds):
+    every = load_images("tfds:tiny_squares", "train", (3, 4))
+    values = every.images[:, 0, 0, 0]
+    assert every.images.shape == (20, 3, 4, 3)
+    assert every.images.dtype == np.uint8 and every.labels.dtype == np.int64
+    assert every.class_names == ("odd", "even")
+    assert sorted(values) == list(range(20))
+    np.testing.assert_array_equal(every.labels, 1 - values % 2)
+
+    grey = {"size": (5, 5), "channels": 1, "limit": 7}
+    some, same, other = (
+        load_images("tfds:tiny_squares", "train", **grey, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    assert some.images.shape == (7, 5, 5, 1)
+    drawn = some.images[:, 0, 0, 0]
+    np.testing.assert_array_equal(some.labels, 1 - drawn % 2)
+    assert drawn.tolist() == [v for v in values if v in drawn]
+    np.testing.assert_array_equal(some.images, same.images)
+    assert (some.images != other.images).any()
+    half = load_images("tfds:tiny_squares:1.0.0", "train[:50%]", (5, 5))
+    np.testing.assert_array_equal(half.images[:, 0, 0, 0], values[:10])
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("tiny_sqares", "train", r"TensorFlow Datasets.*tiny_sqares not found"),
+        ("", "train", "TensorFlow Datasets after 'tfds:'.*'tfds:'"),
+        ("tiny_squares:7.0.0", "train", "cannot be loaded at version 7.0.0"),
+        ("imdb_reviews", "train", "8-bit images, each with a class.*Text"),
+        ("coco", "train", "8-bit images, each with a class"),
+        ("tiny_squares", "val", r"\['test', 'train'\].*split='val'"),
+        ("tiny_squares", "train[", r"\['test', 'train'\].*split='train\['"),
+        ("tiny_squares", "test", "a label for each image.*split='test'"),
+    ],
+)
+def test_tensorflow_datasets_errors(tfds, name, split, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_images(f"tfds:{name}", split, (5, 5))
+    assert "\n" not in str(error.value)

@@ -15,6 +15,7 @@ CORE = [
     "files",
     "optional",
     "litert",
+    "litert_metadata",
     "federation",
     "presets",
     "plots",
@@ -159,6 +160,12 @@ def test_saved_models_load_once_the_package_is_imported(run_python, tmp_path):
             "sklearn",
             "from keras_muffnet.data import load_digits; load_digits()",
             "all",
+        ),
+        (
+            "tensorflow_datasets",
+            "from keras_muffnet.data import load_images;"
+            "load_images('tfds:mnist', 'test', (28, 28))",
+            "datasets",
         ),
     ],
 )
