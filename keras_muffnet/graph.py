@@ -18,11 +18,15 @@ class Call(NamedTuple):
         operation: a layer, or a `keras.Operation` such as a plain slice.
         inputs: its input tensors.
         outputs: its output tensors.
+        args: all it was called with by position, constants included.
+        kwargs: all it was called with by name.
     """
 
     operation: Any
     inputs: list[KerasTensor]
     outputs: list[KerasTensor]
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
 
 
 class Graph(NamedTuple):
@@ -142,5 +146,5 @@ def _trace_call(
         _check_traceable(operation)
         return _trace_model(operation, inputs, calls)
     outputs = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
-    calls.append(Call(operation, inputs, outputs))
+    calls.append(Call(operation, inputs, outputs, args, kwargs))
     return outputs

@@ -1,5 +1,6 @@
 """Runs and inspects LiteRT (`.tflite`) files of image models."""
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -26,6 +27,37 @@ class Operation(NamedTuple):
     dtypes: tuple[str, ...]
 
 
+class Node(NamedTuple):
+    """An operation and the numbers of its tensors.
+
+    Attributes:
+        operation: the operation.
+        inputs: tensors that it reads, weights included.
+        outputs: tensors that it writes.
+    """
+
+    operation: Operation
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class Tensor(NamedTuple):
+    """What a `.tflite` file says of one of its tensors.
+
+    Attributes:
+        name: made of the names of the layers it comes from.
+        size: number of values.
+        scale: step between two levels; NaN for one that is not quantized, or
+            that has a scale for each channel.
+        limits: the numbers that its lowest and its highest level stand for.
+    """
+
+    name: str
+    size: int
+    scale: float
+    limits: tuple[float, float]
+
+
 class LiteRTModel:
     """A `.tflite` file with one image input and one output, on the CPU.
 
@@ -33,21 +65,38 @@ class LiteRTModel:
         path: the file.
         input_shape: shape of the input, batch axis of 1 included.
         input_dtype: NumPy type of the file's input, int8 for a quantized one.
+        ends: numbers of the input's and the output's tensor.
 
     Args:
         path: the `.tflite` file.
         threads: number of CPU threads.
+        keep_tensors: whether to keep what each operation gives, for `values`.
+            The model then runs without delegates, that is more slowly and
+            with some values rounded the other way.
 
     Raises:
         ImportError: if `ai-edge-litert` is not installed.
         ValueError: if the file has another number of inputs or outputs.
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        threads: int = 1,
+        keep_tensors: bool = False,
+    ) -> None:
         self.path = os.fspath(path)
         litert = load_optional("ai_edge_litert.interpreter", EXTRA)
+        resolver = litert.OpResolverType
         self._interpreter = litert.Interpreter(
-            model_path=self.path, num_threads=threads
+            model_path=self.path,
+            num_threads=threads,
+            experimental_preserve_all_tensors=keep_tensors,
+            experimental_op_resolver_type=(
+                resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+                if keep_tensors
+                else resolver.AUTO
+            ),
         )
         self._interpreter.allocate_tensors()
         inputs = self._interpreter.get_input_details()
@@ -59,6 +108,7 @@ class LiteRTModel:
                 f"{len(outputs)} outputs"
             )
         self._input, self._output = inputs[0], outputs[0]
+        self.ends = (int(self._input["index"]), int(self._output["index"]))
         self.input_shape = tuple(int(size) for size in self._input["shape"])
         self.input_dtype = np.dtype(self._input["dtype"])
 
@@ -105,6 +155,53 @@ class LiteRTModel:
                 progress.update(number)
         return _dequantize(np.stack(outputs), self._output)
 
+    def values(
+        self, images: np.ndarray, numbers: Sequence[int]
+    ) -> list[np.ndarray]:
+        """Runs the model on images and returns what is inside it.
+
+        Args:
+            images: as for `predict`.
+            numbers: numbers of the tensors wanted. Others than `ends` need a
+                model made with `keep_tensors`.
+
+        Returns:
+            For each tensor its values, dequantized where needed, with one more
+            axis in front for the images.
+        """
+        found: list[list[np.ndarray]] = [[] for _ in numbers]
+        for image in _quantize(np.asarray(images), self._input):
+            self._set_input(image[None])
+            self.invoke()
+            for values, number in zip(found, numbers, strict=True):
+                values.append(self._interpreter.get_tensor(number))
+        details = {
+            detail["index"]: detail
+            for detail in self._interpreter.get_tensor_details()
+        }
+        return [
+            _dequantize(np.stack(values), details[number])
+            for values, number in zip(found, numbers, strict=True)
+        ]
+
+    def tensors(self) -> dict[int, Tensor]:
+        """The file's tensors by number."""
+        found = {}
+        for detail in self._interpreter.get_tensor_details():
+            scale, zero_point = detail["quantization"]
+            low = high = math.nan
+            if scale:
+                levels = np.iinfo(detail["dtype"])
+                low = scale * (levels.min - zero_point)
+                high = scale * (levels.max - zero_point)
+            found[int(detail["index"])] = Tensor(
+                detail["name"],
+                math.prod(map(int, detail["shape"])),
+                scale or math.nan,
+                (low, high),
+            )
+        return found
+
     def invoke(self) -> None:
         """Runs the model once on the input set last; for timing."""
         self._interpreter.invoke()
@@ -113,6 +210,11 @@ class LiteRTModel:
         """The file's operations; see `read_operations`."""
         with open(self.path, "rb") as file:
             return read_operations(file.read())
+
+    def nodes(self) -> list[Node]:
+        """The operations of the file's main graph, with their tensors."""
+        with open(self.path, "rb") as file:
+            return _read_graphs(file.read())[0]
 
     def _set_input(self, batch: np.ndarray) -> None:
         self._interpreter.set_tensor(self._input["index"], batch)
@@ -130,22 +232,31 @@ def read_operations(content: bytes) -> list[Operation]:
     Raises:
         ImportError: if `ai-edge-litert` is not installed.
     """
+    return [node.operation for graph in _read_graphs(content) for node in graph]
+
+
+def _read_graphs(content: bytes) -> list[list[Node]]:
     schema = load_optional("ai_edge_litert.schema_py_generated", EXTRA)
     op_names = _names(schema.BuiltinOperator)
     type_names = _names(schema.TensorType)
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
-    return [
-        Operation(
-            op_names[_code(model.operatorCodes[operator.opcodeIndex])],
-            tuple(
-                type_names[graph.tensors[k].type]
-                for k in (*operator.inputs, *operator.outputs)
-                if k >= 0  # an operand that is left out has number -1
-            ),
-        )
-        for graph in model.subgraphs
-        for operator in graph.operators
-    ]
+    graphs = []
+    for graph in model.subgraphs:
+        nodes = []
+        for operator in graph.operators:
+            # An operand that is left out has number -1.
+            inputs = tuple(int(k) for k in operator.inputs if k >= 0)
+            outputs = tuple(int(k) for k in operator.outputs if k >= 0)
+            operation = Operation(
+                op_names[_code(model.operatorCodes[operator.opcodeIndex])],
+                tuple(
+                    type_names[graph.tensors[k].type]
+                    for k in (*inputs, *outputs)
+                ),
+            )
+            nodes.append(Node(operation, inputs, outputs))
+        graphs.append(nodes)
+    return graphs
 
 
 def _names(enumeration: Any) -> dict[int, str]:

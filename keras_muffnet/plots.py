@@ -1,4 +1,4 @@
-"""Pictures: the sharing matrix, training curves, images with predictions.
+"""Pictures: the sharing matrix, curves, predictions, quantization noise.
 
 All need matplotlib; without it they raise an ImportError that names the
 command to install it.
@@ -131,6 +131,52 @@ def plot_predictions(
         axes.set_title(
             title, fontsize=9, color="black" if best == label else "firebrick"
         )
+    _save(figure, path)
+
+
+def plot_layer_noise(
+    names: Sequence[str],
+    sqnr: Sequence[float],
+    own_sqnr: Sequence[float],
+    worst: Sequence[str],
+    path: Path,
+) -> None:
+    """Draws what a quantized model's layers have left of the float signal.
+
+    A bar is the ratio of signal to all noise up to a layer, a dot that to the
+    noise which the layer makes itself. NaN leaves both out. What is above 60
+    dB, more than int8 outputs have, is drawn at the right edge.
+
+    Args:
+        names: the layers in order, drawn from top to bottom.
+        sqnr: their signal-to-quantization-noise ratios in dB.
+        own_sqnr: those without the noise of their inputs.
+        worst: names of the layers to highlight.
+        path: picture to write; its suffix gives the format.
+    """
+    figure, axes = _figure(9, 0.17 * len(names) + 1.5)
+    both = np.array([sqnr, own_sqnr], float)
+    finite = both[np.isfinite(both)]
+    left, right = min(finite.min(initial=0), 0), 60
+    bars, dots = np.clip(both, left, right)
+    rows = np.arange(len(names))
+    colors = ["firebrick" if n in worst else "steelblue" for n in names]
+    axes.barh(rows, bars, height=0.75, color=colors, label="all noise so far")
+    axes.scatter(
+        dots, rows, s=14, color="black", zorder=3, label="its own noise alone"
+    )
+    axes.set_yticks(rows, names, fontsize=8)
+    for label, color in zip(axes.get_yticklabels(), colors, strict=True):
+        if color == "firebrick":
+            label.set(color=color, fontweight="bold")
+    for row in rows[np.isnan(both[0])]:
+        axes.text(0, row, " not found", va="center", fontsize=8, color="gray")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlim(1.05 * left, 1.05 * right)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel("signal to quantization noise (dB); red: the worst layers")
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2)
     _save(figure, path)
 
 

@@ -47,3 +47,23 @@ def test_pictures_do_not_touch_the_caller_s_matplotlib(run_python, tmp_path):
     )
     assert run_python("-c", code) == "False False\n"
     assert "<svg" in (tmp_path / "c.svg").read_text()
+
+
+def test_layers_are_bars_of_which_the_worst_are_red(tmp_path):
+    heights, shares = [], []
+    for count, worst in ((60, ["layer 7"]), (60, []), (200, ["layer 7"])):
+        names = [f"layer {k}" for k in range(count)]
+        # One layer is exact and one was not found.
+        sqnr = [30.0] * (count - 2) + [np.inf, np.nan]
+        path = tmp_path / f"{count}{worst}.png"
+        plots.plot_layer_noise(names, sqnr, sqnr, worst, path)
+        picture = image.imread(path)[..., :3]
+        red = (picture[..., 0] > 0.6) & (picture[..., 2] < 0.2)
+        shares.append(red.mean() * count)
+        heights.append(len(picture))
+        blue = (picture[..., 2] - picture[..., 0] > 0.3).mean()
+        assert 0.2 < blue < 0.6
+    # About as much of the picture as half of a bar's row.
+    assert 0.2 < shares[0] < 0.6 and shares[1] == 0 < shares[2]
+    # A row is high enough for its name.
+    assert (heights[2] - heights[0]) / 140 > 15

@@ -1,10 +1,13 @@
 """The command-line programs, run as a user runs them."""
 
+import io
 import json
 import pathlib
 import subprocess
 import sys
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from keras_muffnet import MuffNet
 from keras_muffnet import preprocess_input
 from keras_muffnet.data import load_digits
+from keras_muffnet.litert_metadata import read_metadata
 from tests.conftest import ROOT
 
 QUICKSTART = str(ROOT / "tools" / "quickstart.py")
@@ -162,17 +166,123 @@ def test_training_log_keeps_one_row_an_epoch(run_python, tmp_path):
     assert printed == "{'epoch': [0.0, 1.0, 2.0], 'loss': [3.0, 1.5, 1.0]}\n"
 
 
-def test_quantize_names_what_the_data_lack(tmp_path):
-    np.savez(tmp_path / "d.npz", train_images=np.zeros((1, 8, 8, 3)))
-    MuffNet(input_shape=(8, 8, 3), alpha=0.1, classes=2).save(
-        tmp_path / "m.keras"
+QUANTIZE = ROOT / "tools" / "quantize.py"
+
+
+@pytest.fixture(scope="module")
+def to_quantize(tmp_path_factory):
+    """Arguments of tools/quantize.py for a tiny model and 60 images."""
+    folder = tmp_path_factory.mktemp("to_quantize")
+    keras.utils.set_random_seed(0)
+    MuffNet(input_shape=(16, 16, 3), alpha=0.1, classes=10).save(
+        folder / "m.keras"
     )
+    (train, y_train), (test, y_test) = load_digits(16)
+    np.savez(
+        folder / "d.npz",
+        train_images=train[:60],
+        train_labels=y_train[:60],
+        test_images=test[:30],
+        test_labels=y_test[:30],
+    )
+    return [
+        f"--model={folder / 'm.keras'}",
+        f"--data={folder / 'd.npz'}",
+        "--epochs=2",
+        "--batch-size=20",
+    ]
+
+
+@pytest.fixture(scope="module")
+def quantized(to_quantize, tmp_path_factory):
+    output = tmp_path_factory.mktemp("quantized") / "out"
+    done = subprocess.run(
+        [
+            sys.executable,
+            QUANTIZE,
+            *to_quantize,
+            f"--output={output}",
+            "--report",
+            "--emit-header=digits",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output, done.stdout
+
+
+def test_quantize_writes_three_files_and_compares_them(quantized):
+    output, printed = quantized
+    metrics = json.loads((output / "metrics.json").read_text())
+    for name in ("float32", "int8_post_training", "int8"):
+        path = output / f"{name}.tflite"
+        assert metrics[f"{name}_bytes"] == path.stat().st_size
+        assert metrics[f"{name}_ms"] > 0
+        assert f"{100 * metrics[f'{name}_accuracy']:.2f}%" in printed
+        assert read_metadata(path.read_bytes()).mean == (128.0,) * 3
+    assert metrics["test_images"] == 30
+    assert metrics["float32_agreement"] == 1
+    assert metrics["int8_post_training_agreement"] >= 0.9
+    assert metrics["int8_bytes"] < metrics["float32_bytes"]
+    assert "in float: none" in (output / "report.txt").read_text()
+    assert (output / "report.png").stat().st_size > 0
+    header = (output / "digits.h").read_text()
+    size = (output / "int8.tflite").stat().st_size
+    assert f"digits_len = {size}" in header
+
+
+def test_quantize_goes_on_after_the_last_whole_epoch(
+    quantized, to_quantize, tmp_path
+):
+    # The second epoch's data is what interrupts the first run.
+    code = f"""
+import runpy, sys
+from keras_muffnet import data
+make, calls = data.make_dataset, []
+def make_dataset(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 2:
+        raise KeyboardInterrupt
+    return make(*args, **kwargs)
+data.make_dataset = make_dataset
+sys.argv = ["quantize.py", *{to_quantize!r}, "--output={tmp_path}"]
+runpy.run_path({str(QUANTIZE)!r}, run_name="__main__")
+"""
+    stopped = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert b"KeyboardInterrupt" in stopped.stderr
+    assert not (tmp_path / "int8.tflite").exists()
+    command = [sys.executable, QUANTIZE, *to_quantize, f"--output={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 2 epochs were done before" in done.stdout
+    weights = []
+    for folder in (quantized[0], tmp_path):
+        with zipfile.ZipFile(folder / "fine_tuning.keras") as file:
+            content = io.BytesIO(file.read("model.weights.h5"))
+        found = []
+        with h5py.File(content) as h5:
+            h5.visititems(
+                lambda _, x, found=found: (
+                    found.append(x[()]) if isinstance(x, h5py.Dataset) else None
+                )
+            )
+        weights.append(found)
+    assert len(weights[0]) > 50
+    for unbroken, resumed in zip(*weights, strict=True):
+        np.testing.assert_allclose(resumed, unbroken, rtol=1e-4, atol=1e-6)
+    other = refused(*command[1:], "--learning-rate=1e-3")
+    assert "learning_rate=0.0005" in other
+
+
+def test_quantize_names_what_the_data_lack(to_quantize, tmp_path):
+    np.savez(tmp_path / "d.npz", train_images=np.zeros((1, 8, 8, 3)))
     error = refused(
-        ROOT / "tools" / "quantize.py",
-        f"--model={tmp_path / 'm.keras'}",
+        QUANTIZE,
+        to_quantize[0],
         f"--data={tmp_path / 'd.npz'}",
-        f"--output={tmp_path / 'o.tflite'}",
+        f"--output={tmp_path / 'out'}",
     )
     for name in ("train_labels", "test_images", "test_labels"):
         assert name in error
-    assert not (tmp_path / "o.tflite").exists()
+    assert not list((tmp_path / "out").glob("*.tflite"))

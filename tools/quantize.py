@@ -1,12 +1,17 @@
-r"""Fine-tunes a trained model for int8 and writes it as a LiteRT file.
+r"""Quantizes a trained model to int8 LiteRT files and compares them.
 
-    python tools/quantize.py --model m.keras --data data.npz \
-        --output m_int8.tflite
+    python tools/quantize.py --model m.keras --data digits --output runs/int8
+    python tools/quantize.py --weights w.h5 --alpha 0.5 --size 224 \
+        --data photos/ --output runs/int8
 
-The data file holds uint8 images `train_images` and `test_images`,
-`(n, height, width, 3)`, and integer labels `train_labels` and `test_labels`.
-On two CPU cores and the 1,437 training digits MuffNet 0.5 at 32x32 takes a
-minute and a half. Prints the test accuracy at each step from float to int8.
+Writes to the output folder `float32.tflite`; `int8_post_training.tflite`,
+calibrated; `int8.tflite`, calibrated and fine-tuned under fake quantization;
+`metrics.json`, and with --report what each layer lost. The data is "digits", a
+folder of images (train/ and test/ or val/ with a folder a class), "tfds:NAME",
+or an .npz file of uint8 `train_images` and `test_images`, `(n, height, width,
+channels)`, and integer `train_labels` and `test_labels`. Interrupted in
+fine-tuning, the same command goes on after the last whole epoch. On two CPU
+cores and the 1,437 training digits MuffNet 0.5 at 32x32 takes two minutes.
 """
 
 import argparse
@@ -18,6 +23,15 @@ import zipfile
 from typing import Any
 
 import numpy as np
+
+FILES = {
+    "float32": "float32.tflite",
+    "int8_post_training": "int8_post_training.tflite",
+    "int8": "int8.tflite",
+}
+# The model being fine-tuned, and the command it belongs to.
+CHECKPOINT = "fine_tuning.keras"
+SETTINGS = "settings.json"
 
 
 def main() -> None:
@@ -36,138 +50,336 @@ def main() -> None:
         raise SystemExit(f"quantize: error: {error}") from error
 
 
-def quantize(args: argparse.Namespace) -> None:
-    """Calibrates, fine-tunes, converts, and measures each on the test split."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import keras
-
-    import keras_muffnet
-    from keras_muffnet import quantization
-    from keras_muffnet.files import written_aside
-    from keras_muffnet.litert import LiteRTModel
-
-    keras.utils.set_random_seed(args.seed)
-    model = keras.saving.load_model(args.model, compile=False)
-    data = load_data(args.data)
-    x_train = keras_muffnet.preprocess_input(data["train_images"])
-    x_test = keras_muffnet.preprocess_input(data["test_images"])
-    y_train, y_test = data["train_labels"], data["test_labels"]
-
-    print("Calibrating and rebuilding the model with fake quantization")
-    some = np.random.default_rng(args.seed).permutation(len(x_train))
-    twin = quantization.quantize_aware(
-        model, x_train[some[: args.calibration_images]]
-    )
-    steps = args.epochs * math.ceil(len(x_train) / args.batch_size)
-    compile_for_fine_tuning(twin, args.learning_rate, steps)
-    calibrated = twin.predict(x_test)
-
-    print("Fine-tuning")
-    twin.fit(x_train, y_train, batch_size=args.batch_size, epochs=args.epochs)
-
-    print("Converting")
-    quantization.convert(twin, args.output)
-    lite = LiteRTModel(args.output, threads=os.cpu_count() or 1)
-
-    print("Evaluating on the test split: float, fake quantization, int8")
-    predictions = {
-        "float": model.predict(x_test),
-        "calibrated": calibrated,
-        "fake_quant": twin.predict(x_test),
-        "int8": lite.predict(x_test, verbose=1),
-    }
-    metrics = compare(predictions, y_test)
-    metrics["int8_bytes"] = args.output.stat().st_size
-    print_table(metrics)
-    if args.metrics:
-        with written_aside(args.metrics) as aside:
-            aside.write_text(json.dumps(metrics, indent=2) + "\n")
-
-
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help=".keras file")
-    parser.add_argument("--data", required=True, help=".npz file")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help=".keras file")
+    source.add_argument("--weights", help="weights of a MuffNet; see --alpha")
+    parser.add_argument("--alpha", type=float, help="of --weights")
+    parser.add_argument("--size", type=int, help="of --weights, in pixels")
+    parser.add_argument("--data", required=True, help="see above")
     parser.add_argument(
-        "--output", required=True, type=pathlib.Path, help=".tflite file"
+        "--output", required=True, type=pathlib.Path, help="folder"
     )
+    parser.add_argument("--engine", choices=("tfmot", "keras"), default="tfmot")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--calibration-images", type=int, default=500)
+    parser.add_argument(
+        "--train-images", type=int, help="fine-tune on a sample of this size"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--metrics", type=pathlib.Path, help="JSON file for the figures"
+        "--normalization",
+        nargs=2,
+        type=float,
+        metavar=("MEAN", "STD"),
+        help="how pixels of 0 to 255 are scaled for the model (default: 128 "
+        "128, and 0 1 if the model starts with a Rescaling layer)",
+    )
+    parser.add_argument(
+        "--float-layers", nargs="+", default=[], help="layers to leave in float"
+    )
+    parser.add_argument(
+        "--io-dtype", choices=("int8", "uint8", "float32"), default="int8"
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write report.txt and report.png: the loss of each layer",
+    )
+    parser.add_argument(
+        "--emit-header",
+        metavar="NAME",
+        help="write NAME.h too: int8.tflite as a C array",
     )
     return parser.parse_args()
 
 
-def load_data(path: str) -> dict[str, np.ndarray]:
+def quantize(args: argparse.Namespace) -> None:
+    """Calibrates, fine-tunes, converts, and measures each on the test split."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+
+    from keras_muffnet import data
+    from keras_muffnet import quantization
+    from keras_muffnet.export import export_litert
+    from keras_muffnet.files import written_aside
+    from keras_muffnet.litert_metadata import c_header
+    from keras_muffnet.litert_metadata import embed_metadata
+
+    keras.utils.set_random_seed(args.seed)
+    check_settings(args)
+    train, test, names = load_data(args)
+    model = load_model(args, train[0].shape[1:3], names)
+    mean, std = args.normalization or default_normalization(model)
+    files = {kind: args.output / name for kind, name in FILES.items()}
+
+    print("Writing float32.tflite")
+    export_litert(model, files["float32"])
+    content = embed_metadata(
+        files["float32"].read_bytes(),
+        name=model.name,
+        labels=names,
+        mean=mean,
+        std=std,
+    )
+    with written_aside(files["float32"]) as aside:
+        aside.write_bytes(content)
+
+    print("Calibrating")
+    some = np.random.default_rng(args.seed).permutation(len(train[0]))
+    some_images = train[0][some[: args.calibration_images]]
+    quantized = quantization.quantize_aware(
+        model,
+        (some_images.astype(np.float32) - mean) / std,
+        engine=args.engine,
+        float_layers=args.float_layers,
+    )
+    print("Writing int8_post_training.tflite")
+    options: dict[str, Any] = {
+        "io_dtype": args.io_dtype,
+        "labels": names,
+        "normalization": (mean, std),
+    }
+    quantization.convert(quantized, files["int8_post_training"], **options)
+
+    quantized = fine_tune(quantized, train, (mean, std), args)
+    print("Writing int8.tflite")
+    quantization.convert(quantized, files["int8"], **options)
+    if args.emit_header:
+        header = c_header(files["int8"].read_bytes(), args.emit_header)
+        with written_aside(args.output / f"{args.emit_header}.h") as aside:
+            aside.write_text(header)
+
+    print("Evaluating on the test split")
+    images, labels = test
+    batches = data.make_dataset(
+        images, labels, args.batch_size, mean=mean, std=std
+    )
+    answers = {
+        "float": model.predict(batches).argmax(axis=-1),
+        "fake_quant": quantized.predict(batches).argmax(axis=-1),
+    }
+    metrics = compare(answers, files, test, (mean, std))
+    with written_aside(args.output / "metrics.json") as aside:
+        aside.write_text(json.dumps(metrics, indent=2) + "\n")
+    if args.report:
+        finished, _ = quantization.finish(quantized, model)
+        report = quantization.report(
+            finished,
+            files["int8"],
+            (test[0][:200].astype(np.float32) - mean) / std,
+            picture=args.output / "report.png",
+        )
+        with written_aside(args.output / "report.txt") as aside:
+            aside.write_text(f"{report}\n")
+    print_table(metrics)
+    print(f"Files: {args.output}")
+
+
+def check_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Sees to it that fine-tuning goes on by the command that began it."""
+    ignored = ("output", "emit_header", "report", "io_dtype")
+    settings = {k: v for k, v in vars(args).items() if k not in ignored}
+    if (args.output / CHECKPOINT).exists():
+        before = json.loads((args.output / SETTINGS).read_text())
+        changed = [k for k in settings if before.get(k) != settings[k]]
+        if changed:
+            raise ValueError(
+                "--output holds a run with other settings: "
+                f"{', '.join(f'{k}={before.get(k)!r}' for k in changed)}. "
+                "Give another folder, or the same settings"
+            )
+    return settings
+
+
+def load_data(args: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
+    """Returns (images, labels) of both splits, and the classes if known."""
+    from keras_muffnet import data
+
+    if args.data.endswith(".npz"):
+        return *load_npz(args.data, args.train_images), None
+    size = (args.size, args.size)
+    if args.model:
+        import keras
+
+        from keras_muffnet import ChannelSlice  # noqa: F401  (registers it)
+
+        model = keras.saving.load_model(args.model, compile=False)
+        size = model.input_shape[1:3]
+    elif args.size is None:
+        raise ValueError("--size must be given with --weights")
+    train = data.load_images(
+        args.data, "train", size, limit=args.train_images, seed=args.seed
+    )
+    test = data.load_images(args.data, "test", size)
+    return train[:2], test[:2], list(train.class_names)
+
+
+def load_npz(path: str, limit: int | None) -> tuple[Any, Any]:
     """Reads the four arrays."""
     names = ("train_images", "train_labels", "test_images", "test_labels")
     with np.load(path) as data:
         missing = [name for name in names if name not in data]
         if missing:
-            raise SystemExit(
+            raise ValueError(
                 f"--data must hold the arrays {', '.join(names)}. "
                 f"Missing in {path}: {', '.join(missing)}"
             )
-        return {name: data[name] for name in names}
+        arrays = [data[name] for name in names]
+    return [array[:limit] for array in arrays[:2]], arrays[2:]
+
+
+def load_model(
+    args: argparse.Namespace, size: tuple[int, int], names: list[str] | None
+) -> Any:
+    """Loads the model, or builds one for the weights."""
+    import keras
+
+    from keras_muffnet import MuffNet
+
+    if args.model:
+        return keras.saving.load_model(args.model, compile=False)
+    if args.alpha is None or names is None:
+        raise ValueError(
+            "--weights needs --alpha, and --data that names the classes: a "
+            "folder, 'digits' or 'tfds:NAME'"
+        )
+    return MuffNet(
+        input_shape=(*size, 3),
+        alpha=args.alpha,
+        classes=len(names),
+        weights=args.weights,
+    )
+
+
+def default_normalization(model: Any) -> tuple[float, float]:
+    """How pixels are scaled for the model, as mean and standard deviation."""
+    import keras
+
+    scales = any(
+        isinstance(layer, keras.layers.Rescaling) for layer in model.layers[:2]
+    )
+    return (0.0, 1.0) if scales else (128.0, 128.0)
+
+
+def fine_tune(
+    quantized: Any,
+    train: tuple[np.ndarray, np.ndarray],
+    normalization: tuple[float, float],
+    args: argparse.Namespace,
+) -> Any:
+    """Trains epoch by epoch, from the last whole one on, and returns it."""
+    from keras_muffnet import data
+    from keras_muffnet import quantization
+    from keras_muffnet.files import written_aside
+
+    checkpoint = args.output / CHECKPOINT
+    steps = math.ceil(len(train[0]) / args.batch_size)
+    if checkpoint.exists():
+        quantized = quantization.load(checkpoint)
+    else:
+        compile_for_fine_tuning(
+            quantized, args.engine, args.learning_rate, args.epochs * steps
+        )
+        with written_aside(args.output / SETTINGS) as aside:
+            aside.write_text(json.dumps(check_settings(args), indent=2) + "\n")
+    done = int(quantized.optimizer.iterations) // steps
+    if done:
+        print(f"{done} of {args.epochs} epochs were done before")
+    for epoch in range(done, args.epochs):
+        order = np.random.default_rng([args.seed, epoch]).permutation(
+            len(train[0])
+        )
+        mean, std = normalization
+        quantized.fit(
+            data.make_dataset(
+                train[0][order],
+                train[1][order],
+                args.batch_size,
+                mean=mean,
+                std=std,
+            ),
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+        )
+        with written_aside(checkpoint) as aside:
+            quantized.save(aside)
+    return quantized
 
 
 def compile_for_fine_tuning(
-    twin: Any, learning_rate: float, steps: int
+    quantized: Any, engine: str, learning_rate: float, steps: int
 ) -> None:
     """Sets SGD, on a cosine from the learning rate down to nothing."""
-    import tf_keras
-
-    schedule = tf_keras.optimizers.schedules.CosineDecay(
-        learning_rate, decay_steps=steps
+    if engine == "tfmot":
+        import tf_keras as kit
+    else:
+        import keras as kit
+    schedule = kit.optimizers.schedules.CosineDecay(
+        learning_rate, decay_steps=max(1, steps)
     )
-    twin.compile(
-        tf_keras.optimizers.SGD(schedule, momentum=0.9),
-        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    quantized.compile(
+        kit.optimizers.SGD(schedule, momentum=0.9),
+        kit.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
 
 
 def compare(
-    predictions: dict[str, np.ndarray], labels: np.ndarray
+    answers: dict[str, np.ndarray],
+    files: dict[str, pathlib.Path],
+    test: tuple[np.ndarray, np.ndarray],
+    normalization: tuple[float, float],
 ) -> dict[str, float]:
-    """Accuracies, and how often the int8 model's answer is the same."""
-    answers = {name: p.argmax(axis=-1) for name, p in predictions.items()}
-    metrics = {
-        f"{name}_accuracy": float(np.mean(answer == labels))
-        for name, answer in answers.items()
-    }
-    for name in ("float", "fake_quant"):
-        metrics[f"agreement_with_{name}"] = float(
-            np.mean(answers["int8"] == answers[name])
+    """Accuracy, agreement with float, size and latency of each file."""
+    from keras_muffnet.litert import LiteRTModel
+    from keras_muffnet.litert import median_latencies
+
+    images, labels = test
+    mean, std = normalization
+    metrics: dict[str, float] = {"test_images": len(labels)}
+    for name, answer in answers.items():
+        metrics[f"{name}_accuracy"] = float(np.mean(answer == labels))
+    latencies = median_latencies([LiteRTModel(path) for path in files.values()])
+    for (name, path), latency in zip(files.items(), latencies, strict=True):
+        lite = LiteRTModel(path, threads=os.cpu_count() or 1)
+        answer = np.concatenate(
+            [
+                lite.predict((part.astype(np.float32) - mean) / std, verbose=1)
+                for part in np.array_split(images, -(-len(images) // 2000))
+            ]
+        ).argmax(axis=-1)
+        metrics[f"{name}_accuracy"] = float(np.mean(answer == labels))
+        metrics[f"{name}_agreement"] = float(
+            np.mean(answer == answers["float"])
         )
-    metrics["test_images"] = len(labels)
+        metrics[f"{name}_bytes"] = path.stat().st_size
+        metrics[f"{name}_ms"] = round(latency, 3)
     return metrics
 
 
 def print_table(metrics: dict[str, float]) -> None:
-    """Prints the figures, those that are shares as percentages."""
-    rows = {
-        "float": metrics["float_accuracy"],
-        "calibrated, fake quantization": metrics["calibrated_accuracy"],
-        "fine-tuned, fake quantization": metrics["fake_quant_accuracy"],
-        "fine-tuned, int8": metrics["int8_accuracy"],
-    }
-    print(f"\n{'test accuracy':<32}{'%':>7}")
-    for name, value in rows.items():
-        print(f"{name:<32}{100 * value:>7.2f}")
+    """Prints a row for each file."""
     print(
-        f"The int8 file ({metrics['int8_bytes'] / 1e6:.2f} MB) gives the float "
-        f"model's answer for {100 * metrics['agreement_with_float']:.2f}% of "
-        f"{metrics['test_images']} images."
+        f"\n{'file':<28}{'accuracy':>10}{'as float':>10}{'MB':>8}{'ms':>8}"
+        "   (one image, one thread)"
     )
+    for name, file in FILES.items():
+        print(
+            f"{file:<28}"
+            f"{100 * metrics[f'{name}_accuracy']:>9.2f}%"
+            f"{100 * metrics[f'{name}_agreement']:>9.2f}%"
+            f"{metrics[f'{name}_bytes'] / 1e6:>8.2f}"
+            f"{metrics[f'{name}_ms']:>8.2f}"
+        )
+    print(f"{metrics['test_images']} test images")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ def make_dataset(
     labels: np.ndarray,
     batch_size: int,
     shuffle_seed: int | None = None,
+    mean: float = 128.0,
+    std: float = 128.0,
 ) -> tf.data.Dataset:
     """Makes batches of scaled images and labels from arrays.
 
@@ -19,10 +21,13 @@ def make_dataset(
         batch_size: images a batch; the last batch may be smaller.
         shuffle_seed: shuffles anew each epoch, in an order that follows from
             this seed. None keeps the order.
+        mean: pixel value that becomes 0.
+        std: what pixels are divided by, less the mean. The defaults scale as
+            `keras_muffnet.preprocess_input` does.
 
     Returns:
-        A `tf.data.Dataset` of `(float32 images, labels)`, the images scaled as
-        `keras_muffnet.preprocess_input` does. It feeds Keras on any backend.
+        A `tf.data.Dataset` of `(images, labels)`, the images scaled and of
+        Keras's float type. It feeds Keras on any backend.
 
     Raises:
         ValueError: if there are no images, or not a label for each.
@@ -39,10 +44,12 @@ def make_dataset(
     # hold up the first batch of an epoch for up to twenty seconds.
     options = tf.data.Options()
     options.autotune.enabled = False
-    dataset = dataset.batch(batch_size).map(_scale).prefetch(2)
+
+    def scale(
+        images: tf.Tensor, labels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        # In TensorFlow, whatever backend Keras has.
+        return (tf.cast(images, keras.config.floatx()) - mean) / std, labels
+
+    dataset = dataset.batch(batch_size).map(scale).prefetch(2)
     return dataset.with_options(options)
-
-
-def _scale(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    # `preprocess_input`, but for a tf.Tensor whatever backend Keras has.
-    return (tf.cast(images, keras.config.floatx()) - 128) / 128, labels

@@ -1,53 +1,106 @@
-"""From a fake-quantized tf_keras model to an int8 LiteRT file."""
+"""From Keras models, fake-quantized or not, to LiteRT files."""
 
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
-import tf_keras
-from tensorflow_model_optimization.quantization.keras import QuantizeWrapperV2
 
-from keras_muffnet.files import written_aside
 from keras_muffnet.litert import read_operations
 
-_UNWANTED = ("QUANTIZE", "DEQUANTIZE", "VAR_HANDLE", "READ_VARIABLE")
+# What a file has whose weights were not frozen: right answers, ten times
+# slower.
+_UNFROZEN = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
+
+Configure = Callable[[tf.lite.TFLiteConverter], None]
 
 
-def convert_model(model: Any, path: str | os.PathLike[str]) -> pathlib.Path:
-    """Does what `keras_muffnet.quantization.convert` says."""
-    if not _is_fake_quantized(model):
-        raise ValueError(
-            "`quantized_model` must be a model that `quantize_aware` returned. "
-            f"Received: {model!r}"
-        )
-    path = pathlib.Path(path)
-    content = _converted(model)
-    unwanted = _unwanted_operations(content)
+def convert_quantized(model: Any, io_dtype: str) -> bytes:
+    """Converts a model that is fake-quantized throughout, or in most layers.
+
+    Args:
+        model: a model made by one of the engines. One in Keras 3 that does not
+            run on TensorFlow here is converted by another process.
+        io_dtype: name of the type of the file's inputs and outputs.
+
+    Returns:
+        The `.tflite` file's bytes.
+
+    Raises:
+        RuntimeError: naming the operations, if any that is not next to a layer
+            left in float is not of integers.
+    """
+    is_keras_3 = isinstance(model, keras.Model)
+    if is_keras_3 and keras.backend.backend() != "tensorflow":
+        return _converted_elsewhere(model, io_dtype)
+
+    def configure(converter: tf.lite.TFLiteConverter) -> None:
+        # Without optimizations the converter leaves float operations.
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = tf.dtypes.as_dtype(io_dtype)
+        converter.inference_output_type = tf.dtypes.as_dtype(io_dtype)
+
+    content = _convert(model, configure)
+    has_float_layers = any("barrier" in n.lower() for n in _class_names(model))
+    unwanted = [] if has_float_layers else _float_operations(content)
     if unwanted:
         raise RuntimeError(
-            "The converted model must consist of int8 operations alone, but "
-            f"these came out otherwise: {', '.join(unwanted)}"
+            "The converted model must consist of integer operations alone, but "
+            f"these came out in float: {', '.join(unwanted)}"
         )
-    with written_aside(path) as aside:
-        aside.write_bytes(content)
-    return path
+    return content
 
 
-def _is_fake_quantized(model: Any) -> bool:
-    return isinstance(model, tf_keras.Model) and any(
-        isinstance(layer, QuantizeWrapperV2) for layer in model.layers
-    )
+def convert_float(
+    model: keras.Model, precision: str, calibration_data: Any
+) -> bytes:
+    """Converts a float model, leaving all of the quantization to the converter.
+
+    Args:
+        model: a Keras 3 model.
+        precision: "float16", "dynamic_range" or "int16"; see
+            `keras_muffnet.quantization.convert`.
+        calibration_data: images, for "int16".
+
+    Returns:
+        The `.tflite` file's bytes.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "`precision` must be 'int8' unless Keras runs on TensorFlow: set "
+            f"KERAS_BACKEND. Received: precision={precision!r}"
+        )
+
+    def configure(converter: tf.lite.TFLiteConverter) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if precision == "int16":
+            converter.representative_dataset = lambda: (
+                [image[None].astype(np.float32)] for image in calibration_data
+            )
+            int16 = (
+                "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8"
+            )
+            converter.target_spec.supported_ops = [
+                getattr(tf.lite.OpsSet, int16)
+            ]
+
+    return _convert(model, configure)
 
 
-def _converted(model: tf_keras.Model) -> bytes:
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec((1, *model.input_shape[1:]), name="images")
-        ]
-    )
-    def serve(images: tf.Tensor) -> tf.Tensor:
+def _convert(model: Any, configure: Configure) -> bytes:
+    (shape,) = [tuple(x.shape[1:]) for x in model.inputs]
+
+    @tf.function(input_signature=[tf.TensorSpec((1, *shape), name="images")])
+    def serve(images: tf.Tensor) -> Any:
         return model(images, training=False)
 
     # Holding the variables, not the model, saves nothing but this function:
@@ -58,17 +111,58 @@ def _converted(model: tf_keras.Model) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures=signature)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        # Without optimizations the converter leaves float operations.
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.inference_input_type = tf.int8
-        converter.inference_output_type = tf.int8
-        return converter.convert()
+        configure(converter)
+        content = converter.convert()
+    names = {operation.name for operation in read_operations(content)}
+    unfrozen = names & set(_UNFROZEN)
+    if unfrozen:
+        raise RuntimeError(
+            "The converted model must hold its weights as constants. "
+            f"Found operations: {', '.join(sorted(unfrozen))}"
+        )
+    return content
 
 
-def _unwanted_operations(content: bytes) -> list[str]:
-    found = []
-    for number, (name, dtypes) in enumerate(read_operations(content)):
-        is_float = any(dtype.startswith("FLOAT") for dtype in dtypes)
-        if is_float or name in _UNWANTED:
-            found.append(f"{'float ' if is_float else ''}{name} #{number}")
-    return found
+def _float_operations(content: bytes) -> Sequence[str]:
+    operations = read_operations(content)
+    found = [
+        f"{name} #{number}"
+        for number, (name, dtypes) in enumerate(operations)
+        if name not in ("QUANTIZE", "DEQUANTIZE")
+        and any(dtype.startswith("FLOAT") for dtype in dtypes)
+    ]
+    # At the ends they stand for float inputs and outputs.
+    inner = [
+        f"{name} #{number}"
+        for number, (name, _) in enumerate(operations[1:-1], start=1)
+        if name == "DEQUANTIZE"
+    ]
+    return found or inner
+
+
+def _class_names(model: Any) -> list[str]:
+    return [type(layer).__name__ for layer in model.layers]
+
+
+def _converted_elsewhere(model: keras.Model, io_dtype: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        saved = os.path.join(folder, "model.keras")
+        written = pathlib.Path(folder, "model.tflite")
+        model.save(saved)
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, saved, written, io_dtype],
+            env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"The conversion failed:\n{done.stderr}")
+        return written.read_bytes()
+
+
+if __name__ == "__main__":
+    from keras_muffnet.quantization import load
+
+    pathlib.Path(sys.argv[2]).write_bytes(
+        convert_quantized(load(sys.argv[1]), sys.argv[3])
+    )

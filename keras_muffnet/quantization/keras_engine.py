@@ -1,0 +1,223 @@
+"""Fake-quantized models in Keras 3, on any of its backends."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+from keras import ops
+
+from keras_muffnet.layers import ChannelSlice
+from keras_muffnet.quantization.lowering import KERNELS
+from keras_muffnet.quantization.lowering import Step
+from keras_muffnet.quantization.plan import INPUT_RANGE
+from keras_muffnet.quantization.plan import Plan
+from keras_muffnet.quantization.plan import Range
+from keras_muffnet.quantization.plan import assemble
+from keras_muffnet.quantization.plan import layer_settings
+
+# The least limit of a channel's weights: a scale must not be zero, nor so small
+# that the bias, in steps of this scale times the input's, exceeds 32 bits.
+_LEAST = 1e-6
+_LEAST_TO_BIAS = 1e-3
+
+_PACKAGE = "keras_muffnet"
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class FakeQuantized(layers.Wrapper):
+    """A layer whose kernel and output are rounded as integers would be.
+
+    The kernel's ranges are read off the kernel at each call. Weights that are
+    zero stay zero in training, so that a pruned model stays as sparse.
+
+    Args:
+        layer: the layer, with weights of its own or none.
+        weight_bits: bits of the kernel, 4 or 8; 0 leaves it in float.
+        output_range: limits of the output; None leaves it unquantized.
+    """
+
+    def __init__(
+        self,
+        layer: layers.Layer,
+        weight_bits: int = 8,
+        output_range: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(layer, **kwargs)
+        self.weight_bits = weight_bits
+        self.output_range = output_range and tuple(output_range)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if self.weight_bits:
+            kernel, *bias = self.layer.weights
+            weights = [
+                self._rounded(kernel, bias, bool(training)),
+                *map(ops.convert_to_tensor, bias),
+            ]
+            state = (weights, []) if self.layer.trainable else ([], weights)
+            outputs, _ = self.layer.stateless_call(*state, inputs)
+        else:
+            outputs = self.layer(inputs)
+        if self.output_range is None:
+            return outputs
+        return keras.quantizers.fake_quant_with_min_max_vars(
+            outputs, *self.output_range
+        )
+
+    def _rounded(self, kernel: Any, bias: Sequence[Any], training: bool) -> Any:
+        kernel = ops.convert_to_tensor(kernel)
+        if training:  # let no gradient reach what was pruned
+            kept = ops.cast(ops.not_equal(kernel, 0), kernel.dtype)
+            kernel = kernel * ops.stop_gradient(kept)
+        per_channel = not isinstance(self.layer, layers.Dense)
+        shape = kernel.shape
+        if isinstance(self.layer, layers.DepthwiseConv2D):
+            # The channels must be on one axis, the last.
+            kernel = ops.reshape(kernel, (*shape[:2], 1, -1))
+        axes = tuple(range(len(shape) - 1)) if per_channel else None
+        limit = ops.max(ops.abs(kernel), axis=axes)
+        for b in bias:
+            least = ops.abs(b) * _LEAST_TO_BIAS
+            limit = ops.maximum(limit, least if per_channel else ops.max(least))
+        limit = ops.stop_gradient(ops.maximum(limit, _LEAST))
+        kernel = keras.quantizers.fake_quant_with_min_max_vars(
+            kernel,
+            -limit,
+            limit,
+            num_bits=self.weight_bits,
+            narrow_range=True,
+            axis=len(shape) - 1 if per_channel else None,
+        )
+        return ops.reshape(kernel, shape)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return self.layer.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "weight_bits": self.weight_bits,
+            "output_range": self.output_range,
+        }
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class FloatBarrier(layers.Layer):
+    """Passes its input on, in a way that the converter cannot look through.
+
+    The converter would quantize a float layer between two quantized tensors.
+    Here it meets an operation that it has no integer form of: it adds the
+    integer part of a number between 0 and 1/2.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        some = inputs[..., :1]
+        return inputs + ops.floor(ops.sigmoid(some) / 2)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+
+# The kinds that Keras does not have itself.
+_KINDS = {"ChannelSlice": ChannelSlice, "FloatBarrier": FloatBarrier}
+
+
+def build(plan: Plan, ranges: Sequence[Range] | None = None) -> keras.Model:
+    """Builds a plan, with weights of its own.
+
+    Args:
+        plan: the plan.
+        ranges: the values of `plan.ranges`, for a fake-quantized model. None
+            builds the float model.
+
+    Returns:
+        A functional model, not compiled.
+    """
+    images, tensors = _connect(plan, ranges)
+    outputs = [tensors[number] for number in plan.outputs]
+    return keras.Model(images, outputs if len(outputs) > 1 else outputs[0])
+
+
+def calibrate(
+    plan: Plan, images: np.ndarray, verbose: int = 0
+) -> dict[str, Range]:
+    """Finds what each quantized output of a plan needs, in float.
+
+    A range is the mean of what single batches of about 100 images need; so one
+    image out of the ordinary moves it by little.
+
+    Args:
+        plan: the plan.
+        images: float images `(n, height, width, channels)`, n > 0.
+        verbose: 1 shows a progress bar.
+
+    Returns:
+        For each step with a range its lowest and highest value.
+    """
+    images_input, tensors = _connect(plan, ranges=None)
+    quantized = {
+        step.name: x
+        for step, x in zip(plan.steps, tensors[1:], strict=True)
+        if step.range is not None and step.name != INPUT_RANGE
+    }
+    # For each image, so that the values themselves need not be kept.
+    extremes = [
+        ops.stack([ops.min(x, axis=axes), ops.max(x, axis=axes)], axis=-1)
+        for x in quantized.values()
+        for axes in [tuple(range(1, len(x.shape)))]
+    ]
+    watched = keras.Model(images_input, extremes)
+    # Compiling pays on JAX alone, which would otherwise run each operation
+    # by itself.
+    watched.compile(jit_compile=keras.backend.backend() == "jax")
+    found = watched.predict(images, batch_size=32, verbose=verbose)
+    found = np.asarray(found if len(quantized) > 1 else [found])
+    count = -(-len(images) // 100)
+    batches = np.array_split(found, count, axis=1)
+    low = np.mean([batch[..., 0].min(axis=1) for batch in batches], axis=0)
+    high = np.mean([batch[..., 1].max(axis=1) for batch in batches], axis=0)
+    return {
+        name: (float(a), float(b))
+        for name, a, b in zip(quantized, low, high, strict=True)
+    }
+
+
+def _connect(
+    plan: Plan, ranges: Sequence[Range] | None
+) -> tuple[Any, list[Any]]:
+    """Returns the input and all tensors of a plan, by number."""
+    made: dict[str, layers.Layer] = {}
+
+    def call(step: Step, x: Any) -> Any:
+        if step.kind not in KERNELS:
+            return _make_layer(step, ranges)(x)
+        if step.layer_name in made:
+            return made[step.layer_name](x)
+        layer = made[step.layer_name] = _make_layer(step, ranges)
+        x = layer(x)
+        layer.set_weights(step.weights)
+        return x
+
+    images = keras.Input(plan.input_shape, name="images")
+    return images, assemble(plan, images, call)
+
+
+def _make_layer(step: Step, ranges: Sequence[Range] | None) -> layers.Layer:
+    is_kernel = step.kind in KERNELS
+    name = step.layer_name if is_kernel else step.name
+    kind = _KINDS.get(step.kind) or getattr(layers, step.kind)
+    output_range = None
+    if ranges is not None and step.range is not None:
+        output_range = ranges[step.range]
+    settings = layer_settings(step, quantized=output_range is not None)
+    layer = kind(name=name, **settings)
+    if ranges is None or not (is_kernel or output_range):
+        return layer
+    return FakeQuantized(
+        layer,
+        step.bits if is_kernel else 0,
+        output_range,
+        name=name,
+    )

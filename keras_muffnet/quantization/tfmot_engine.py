@@ -1,0 +1,302 @@
+"""Fake-quantized models in tf_keras, by way of tfmot."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from tensorflow_model_optimization.clustering import keras as clustering
+from tensorflow_model_optimization.quantization.keras import QuantizeConfig
+from tensorflow_model_optimization.quantization.keras import QuantizeWrapperV2
+from tensorflow_model_optimization.quantization.keras import quantizers
+from tensorflow_model_optimization.sparsity import keras as sparsity
+
+from keras_muffnet.quantization.lowering import KERNELS
+from keras_muffnet.quantization.lowering import Step
+from keras_muffnet.quantization.plan import Plan
+from keras_muffnet.quantization.plan import Range
+from keras_muffnet.quantization.plan import assemble
+from keras_muffnet.quantization.plan import layer_settings
+
+# The least limit of a channel's weights: a scale must not be zero, nor so small
+# that the bias, in steps of this scale times the input's, exceeds 32 bits.
+_LEAST = 1e-6
+_LEAST_TO_BIAS = 1e-3
+
+_PACKAGE = "keras_muffnet"
+
+
+@tf_keras.saving.register_keras_serializable(_PACKAGE)
+class ChannelSlice(tf_keras.layers.Layer):
+    """`keras_muffnet.ChannelSlice` for tf_keras, channels last."""
+
+    def __init__(self, start: int, stop: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.start = start
+        self.stop = stop
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return inputs[..., self.start : self.stop]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "start": self.start,
+            "stop": self.stop,
+        }
+
+
+@tf_keras.saving.register_keras_serializable(_PACKAGE)
+class FloatBarrier(tf_keras.layers.Layer):
+    """See `keras_engine.FloatBarrier`."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return inputs + tf.floor(tf.sigmoid(inputs[..., :1]) / 2)
+
+
+@tf_keras.saving.register_keras_serializable(_PACKAGE)
+class KernelQuantizer(quantizers.Quantizer):
+    """Symmetric fake quantization of a kernel.
+
+    The range is read off the kernel each time, so that it always is the one
+    of the present weights. tfmot's own quantizers remember the range from
+    before the last update. Weights that are zero stay zero in training.
+
+    Args:
+        kind: kind of the layer. Each output channel has its own range, but
+            for "Dense": the converter fails on a dense kernel with several.
+        bits: 4 or 8.
+        bias: the layer's, if it has one.
+    """
+
+    def __init__(self, kind: str, bits: int, bias: Any = None) -> None:
+        self.kind = kind
+        self.bits = bits
+        self._bias = bias
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict:
+        return {}
+
+    def __call__(
+        self, inputs: tf.Tensor, training: bool, weights: dict, **kwargs: Any
+    ) -> tf.Tensor:
+        kernel, shape = inputs, inputs.shape
+        if training:  # let no gradient reach what was pruned
+            kept = tf.cast(tf.not_equal(kernel, 0), kernel.dtype)
+            kernel = kernel * tf.stop_gradient(kept)
+        quantize = tf.quantization.fake_quant_with_min_max_vars_per_channel
+        axes: list[int] | None = [0, 1, 2]
+        if self.kind == "Dense":
+            quantize = tf.quantization.fake_quant_with_min_max_vars
+            axes = None
+        elif self.kind == "DepthwiseConv2D":
+            # The channels must be on one axis, the last.
+            kernel = tf.reshape(kernel, (*shape[:2], 1, -1))
+        limit = tf.reduce_max(tf.abs(kernel), axis=axes)
+        if self._bias is not None:
+            least = tf.abs(self._bias) * _LEAST_TO_BIAS
+            least = tf.reduce_max(least) if axes is None else least
+            limit = tf.maximum(limit, least)
+        limit = tf.stop_gradient(tf.maximum(limit, _LEAST))
+        kernel = quantize(
+            kernel, -limit, limit, num_bits=self.bits, narrow_range=True
+        )
+        return tf.reshape(kernel, shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "bits": self.bits}
+
+
+@tf_keras.saving.register_keras_serializable(_PACKAGE)
+class StepConfig(QuantizeConfig):
+    """What of a layer is quantized.
+
+    Args:
+        kind: kind of the layer.
+        weight_bits: bits of the kernel, where the layer has one; 0 leaves it
+            in float.
+        output_range: limits of the output; None leaves it unquantized.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        weight_bits: int,
+        output_range: Sequence[float] | None,
+    ) -> None:
+        self.kind = kind
+        self.weight_bits = weight_bits
+        self.output_range = output_range and tuple(output_range)
+        self._kernel = {
+            "Conv2D": "kernel",
+            "Dense": "kernel",
+            "DepthwiseConv2D": "depthwise_kernel",
+        }.get(kind if weight_bits else "")
+
+    def get_weights_and_quantizers(self, layer: Any) -> list:
+        if self._kernel is None:
+            return []
+        quantizer = KernelQuantizer(self.kind, self.weight_bits, layer.bias)
+        return [(getattr(layer, self._kernel), quantizer)]
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: list) -> None:
+        if self._kernel is not None:
+            setattr(layer, self._kernel, quantize_weights[0])
+
+    def get_activations_and_quantizers(self, layer: Any) -> list:
+        return []
+
+    def set_quantize_activations(
+        self, layer: Any, quantize_activations: list
+    ) -> None:
+        # Activations are layers of their own.
+        pass
+
+    def get_output_quantizers(self, layer: Any) -> list:
+        if self.output_range is None:
+            return []
+        low, high = self.output_range
+        return [
+            quantizers.FixedQuantizer(
+                num_bits=8, init_min=low, init_max=high, narrow_range=False
+            )
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "weight_bits": self.weight_bits,
+            "output_range": self.output_range,
+        }
+
+
+@tf_keras.saving.register_keras_serializable(_PACKAGE)
+class FakeQuantized(QuantizeWrapperV2):
+    """tfmot's wrapper, made to survive tf_keras's `.keras` files.
+
+    It lists a kernel twice before it is saved and once after, so that the
+    variables, which are saved by number, do not fit.
+    """
+
+    @property
+    def trainable_weights(self) -> list:
+        # tfmot's would train the kernel of a layer that is not to be trained.
+        return super().trainable_weights if self.trainable else []
+
+    @property
+    def non_trainable_weights(self) -> list:
+        weights = super().non_trainable_weights
+        if self.trainable:
+            return weights
+        return self._dedup_weights(super().trainable_weights + weights)
+
+    def save_own_variables(self, store: Any) -> None:
+        for variable in self.weights:
+            store[variable.name.rpartition("/")[2]] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        for variable in self.weights:
+            variable.assign(store[variable.name.rpartition("/")[2]])
+
+
+# The kinds that tf_keras does not have itself.
+_KINDS = {"ChannelSlice": ChannelSlice, "FloatBarrier": FloatBarrier}
+
+# Depthwise kernels are small and the first convolution is sensitive.
+_PRUNED = ("Conv2D", "Dense")
+
+Wrap = Callable[[Step, tf_keras.layers.Layer], tf_keras.layers.Layer]
+
+
+def build(plan: Plan, ranges: Sequence[Range]) -> tf_keras.Model:
+    """Builds a fake-quantized plan, with weights of its own.
+
+    Args:
+        plan: the plan.
+        ranges: the values of `plan.ranges`.
+
+    Returns:
+        A functional model, not compiled.
+    """
+
+    def wrap(step: Step, layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
+        if step.kind not in KERNELS and step.range is None:
+            return layer
+        config = StepConfig(
+            step.kind,
+            step.bits,
+            None if step.range is None else ranges[step.range],
+        )
+        return FakeQuantized(layer, config)
+
+    return _build(plan, wrap, quantized=True)
+
+
+def build_prunable(plan: Plan, sparsity_: float, steps: int) -> tf_keras.Model:
+    """Builds a float plan whose larger kernels are pruned in training.
+
+    Args:
+        plan: the plan.
+        sparsity_: share of each kernel that is zero in the end.
+        steps: number of training steps, the last quarter of which trains what
+            is left.
+
+    Returns:
+        A functional model, not compiled.
+    """
+
+    def wrap(step: Step, layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
+        if step.kind not in _PRUNED or step.inputs == (1,):
+            return layer
+        schedule = sparsity.PolynomialDecay(
+            initial_sparsity=0.0,
+            final_sparsity=sparsity_,
+            begin_step=0,
+            end_step=max(1, 3 * steps // 4),
+            frequency=max(1, steps // 100),
+        )
+        return sparsity.prune_low_magnitude(layer, schedule)
+
+    return _build(plan, wrap, quantized=False)
+
+
+def build_clusterable(plan: Plan, clusters: int) -> tf_keras.Model:
+    """Builds a float plan whose larger kernels share a few values."""
+
+    def wrap(step: Step, layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
+        if step.kind not in _PRUNED or step.inputs == (1,):
+            return layer
+        return clustering.cluster_weights(
+            layer,
+            clusters,
+            clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
+        )
+
+    return _build(plan, wrap, quantized=False)
+
+
+def _build(plan: Plan, wrap: Wrap, quantized: bool) -> tf_keras.Model:
+    made: dict[str, tf_keras.layers.Layer] = {}
+
+    def call(step: Step, x: Any) -> Any:
+        if step.layer_name in made:
+            return made[step.layer_name](x)
+        is_kernel = step.kind in KERNELS
+        layer = _KINDS.get(step.kind) or getattr(tf_keras.layers, step.kind)
+        layer = layer(
+            name=step.layer_name if is_kernel else step.name,
+            **layer_settings(step, quantized and step.range is not None),
+        )
+        if is_kernel:
+            layer.build(x.shape)
+            layer.set_weights(step.weights)
+        layer = wrap(step, layer)
+        if is_kernel:
+            made[step.layer_name] = layer
+        return layer(x)
+
+    images = tf_keras.Input(plan.input_shape, name="images")
+    tensors = assemble(plan, images, call)
+    outputs = [tensors[number] for number in plan.outputs]
+    return tf_keras.Model(images, outputs if len(outputs) > 1 else outputs[0])

@@ -1,0 +1,138 @@
+"""Weights and ranges of models that an engine built."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_muffnet.quantization.lowering import KERNELS
+from keras_muffnet.quantization.lowering import Step
+from keras_muffnet.quantization.lowering import lower
+from keras_muffnet.quantization.lowering import norm_scale
+
+Range = tuple[float, float]
+
+
+def read_ranges(model: Any) -> dict[str, Range]:
+    """The limits of a fake-quantized model's outputs.
+
+    Args:
+        model: a model of either engine, or any other.
+
+    Returns:
+        The ranges by name of the step, none if the model is not quantized.
+    """
+    ranges = {}
+    for layer in getattr(model, "layers", []):
+        config = getattr(layer, "quantize_config", layer)
+        limits = getattr(config, "output_range", None)
+        if limits is not None:
+            ranges[_bare(layer).name] = tuple(limits)
+    return ranges
+
+
+def finish(
+    quantized_model: Any, model: keras.Model
+) -> tuple[keras.Model, dict[str, Range]]:
+    """Does what `keras_muffnet.quantization.finish` says."""
+    trained = {_bare(layer).name: layer for layer in quantized_model.layers}
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    layers = _layers_by_name(copy)
+    ranges = read_ranges(quantized_model)
+    done = set()
+    for step in lower(model).steps:
+        if step.kind in KERNELS and step.layer_name in ranges:
+            # All calls of a layer have one range.
+            ranges[step.name] = ranges[step.layer_name]
+        if not step.weights or not step.trainable or step.layer_name in done:
+            continue
+        done.add(step.layer_name)
+        weights: list[np.ndarray] = []
+        if step.layer_name in trained:
+            weights = _weights(trained[step.layer_name])
+        if [w.shape for w in weights] != [w.shape for w in step.weights]:
+            raise ValueError(
+                "`quantized_model` must be made of `model`, whose layer "
+                f"{step.layer_name!r} has no counterpart in it"
+            )
+        _bring_back(step, weights, layers)
+    return copy, ranges
+
+
+def _bare(layer: Any) -> Any:
+    """The layer inside an engine's or tfmot's wrapper."""
+    return layer.layer if hasattr(layer, "layer") else layer
+
+
+def _weights(layer: Any) -> list[np.ndarray]:
+    """Kernel and bias, from among the variables of a wrapper."""
+    named = {
+        variable.name.rpartition("/")[2].partition(":")[0]: np.asarray(variable)
+        for variable in layer.weights
+    }
+    kernel = named.get("kernel", named.get("depthwise_kernel"))
+    if "mask" in named:  # of tfmot's pruning, one step ahead of the kernel
+        kernel = kernel * named["mask"]
+    if "cluster_centroids_kernel" in named:  # of tfmot's clustering
+        centroids = named["cluster_centroids_kernel"]
+        kernel = centroids[named["pulling_indices_kernel"]]
+    return [w for w in (kernel, named.get("bias")) if w is not None]
+
+
+def _layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    found = {}
+    for layer in model.layers:
+        found[layer.name] = layer
+        if isinstance(layer, keras.Model):
+            found.update(_layers_by_name(layer))
+    return found
+
+
+def _bring_back(
+    step: Step, weights: list[np.ndarray], layers: dict[str, Any]
+) -> None:
+    """Undoes what was multiplied into a kernel, and sets the Keras layer's."""
+    layer = layers[step.sources[0]]
+    kernel = _kernel_variable(layer, step)
+    old = keras.ops.convert_to_numpy(kernel)
+    # One column for each output channel, whatever the kind of kernel. A
+    # channel that is multiplied by zero learns nothing.
+    dead = np.asarray(step.scale) == 0
+    divisor = _divisor(step.scale)
+    columns = weights[0].reshape(-1, *divisor.shape) / divisor
+    columns = np.where(dead, old.reshape(columns.shape), columns)
+    kernel.assign(columns.reshape(old.shape))
+    if len(weights) == 1:
+        return
+    change = weights[1] - step.weights[1]
+    norms = [
+        layers[name]
+        for name in step.sources[1:]
+        if isinstance(layers.get(name), keras.layers.BatchNormalization)
+    ]
+    if not norms:
+        if layer.bias is None:
+            raise ValueError(
+                f"`model` must have a bias in layer {layer.name!r} for the "
+                "one that was trained: a constant is added behind it"
+            )
+        layer.bias.assign(layer.bias + change / divisor)
+        return
+    norm = norms[-1]
+    change = change / _divisor(step.scale_behind)
+    if norm.center:
+        norm.beta.assign(norm.beta + change)
+    else:
+        change = change / _divisor(norm_scale(norm))
+        norm.moving_mean.assign(norm.moving_mean - change)
+
+
+def _divisor(scale: Any) -> np.ndarray:
+    return np.where(np.asarray(scale) == 0, 1, scale)
+
+
+def _kernel_variable(layer: keras.layers.Layer, step: Step) -> Any:
+    if not isinstance(layer, keras.layers.SeparableConv2D):
+        return layer.weights[0]
+    return layer.weights[0 if step.kind == "DepthwiseConv2D" else 1]

@@ -1,0 +1,112 @@
+"""Which networks can be quantized: MuffNets and those of keras.applications."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_muffnet import MuffNet
+from keras_muffnet import quantization
+from keras_muffnet import stages_from_notation
+from keras_muffnet.data import load_digits
+from keras_muffnet.litert import LiteRTModel
+
+# The least inputs that the strides allow for, from 32 on.
+APPLICATIONS = {
+    "MobileNet": 32,
+    "MobileNetV2": 32,
+    "MobileNetV3Small": 32,
+    "MobileNetV3Large": 32,
+    "EfficientNetB0": 32,
+    "EfficientNetV2B0": 32,
+    "ResNet50": 32,
+    "DenseNet121": 32,
+    "NASNetMobile": 32,
+    "Xception": 71,
+    "InceptionV3": 75,
+    "VGG16": 32,
+}
+# In dB. A range ten times too small gives 1 to 6; right ones give 13 or more,
+# the least where sparse maps are multiplied by small gates.
+LEAST_SQNR = 10
+
+# Of each family one runs with the fast tests.
+SLOW = (
+    "EfficientNetV2B0",
+    "MobileNetV3Large",
+    "NASNetMobile",
+    "Xception",
+    "VGG16",
+)
+PATTERNS = (
+    "average+average+average",
+    "linear+linear+linear",
+    "geometric+geometric+geometric",
+    "none+none+none",
+    "dense+dense+dense",
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    (images, _), _ = load_digits(32)
+    return images[:32]
+
+
+def check(model, digits, tmp_path):
+    """Quantizes a model and compares the file with it."""
+    images = digits.astype(np.float32)
+    size = model.input_shape[1]
+    if size != 32:
+        images = tf.image.resize(images, (size, size)).numpy()
+    if not any("rescaling" in layer.name for layer in model.layers[:2]):
+        images = (images - 128) / 128
+    # Statistics of the images at hand, so that activations are well scaled.
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    model(images, training=True)
+    path = quantization.quantize_post_training(
+        model, images, tmp_path / "m.tflite"
+    )
+    for name, dtypes in LiteRTModel(path).operations():
+        assert name not in ("QUANTIZE", "DEQUANTIZE")
+        assert {"INT8"} <= set(dtypes) <= {"INT8", "INT32"}, name
+    report = quantization.report(model, path, images[:4])
+    # On maps of a single pixel the converter leaves out pooling and padding.
+    assert len(report.unmatched) <= 0.2 * len(report.layers)
+    # Layer for layer, on the inputs that it has: an untrained network passes
+    # small errors on in large, which says nothing about the file.
+    (worst,) = report.worst(1)
+    assert worst.own_sqnr > LEAST_SQNR, worst
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in APPLICATIONS
+    ],
+)
+def test_networks_of_keras_applications(name, digits, tmp_path):
+    keras.utils.set_random_seed(0)
+    size = APPLICATIONS[name]
+    model = getattr(keras.applications, name)(
+        input_shape=(size, size, 3), weights=None, classes=10
+    )
+    check(model, digits, tmp_path)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_muffnets_of_each_sharing_pattern(pattern, digits, tmp_path):
+    keras.utils.set_random_seed(0)
+    stages = stages_from_notation(pattern, alpha=0.25)
+    model = MuffNet(input_shape=(32, 32, 3), stages=stages, classes=10)
+    check(model, digits, tmp_path)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
+def test_muffnets_of_the_paper(alpha, digits, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = MuffNet(input_shape=(32, 32, 3), alpha=alpha, classes=10)
+    check(model, digits, tmp_path)
