@@ -398,11 +398,18 @@ def load(path: str | os.PathLike[str]) -> Any:
         _load("keras_engine")
         import keras
 
-        return keras.saving.load_model(path)
-    _load("tfmot_engine")
-    import tf_keras
+        model = keras.saving.load_model(path)
+    else:
+        _load("tfmot_engine")
+        import tf_keras
 
-    return tf_keras.models.load_model(path)
+        model = tf_keras.models.load_model(path)
+    if not _load("weights").read_ranges(model):
+        raise ValueError(
+            "`path` must hold a model that `quantize_aware` made. "
+            f"Received: {os.fspath(path)!r}"
+        )
+    return model
 
 
 def report(
