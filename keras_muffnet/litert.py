@@ -301,7 +301,8 @@ def _quantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
         return values.astype(dtype)
     scale, zero_point = detail["quantization"]
     limits = np.iinfo(dtype)
-    levels = np.round(values / scale) + zero_point
+    # Integers without a scale, such as pixels, stand for themselves.
+    levels = np.round(values / (scale or 1)) + zero_point
     return np.clip(levels, limits.min, limits.max).astype(dtype)
 
 
@@ -309,4 +310,5 @@ def _dequantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     if np.issubdtype(values.dtype, np.floating):
         return values.astype(np.float32)
     scale, zero_point = detail["quantization"]
-    return ((values.astype(np.float32) - zero_point) * scale).astype(np.float32)
+    values = values.astype(np.float32) - zero_point
+    return (values * (scale or 1)).astype(np.float32)

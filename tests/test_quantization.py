@@ -5,6 +5,7 @@ fixture `folder` has this module run there as a program, which trains, saves,
 converts and writes down what the tests look at.
 """
 
+import gzip
 import json
 import pathlib
 import subprocess
@@ -24,7 +25,9 @@ from keras_muffnet import quantization
 from keras_muffnet.data import load_digits
 from keras_muffnet.export import export_litert
 from keras_muffnet.litert import LiteRTModel
+from keras_muffnet.litert_metadata import read_metadata
 from keras_muffnet.quantization import keras_engine
+from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.plan import plan_quantization
 from tests.conftest import ROOT
 from tests.test_quantization_lowering import CHANNELS
@@ -45,6 +48,16 @@ def tiny(x):
     x = layers.BatchNormalization(name="alone")(layers.Concatenate()([x, y]))
     x = layers.GlobalAveragePooling2D()(x)
     return layers.Dense(4, name="last")(x)
+
+
+def wide(x):
+    """Kernels large enough for a file to compress by what is in them."""
+    x = layers.ZeroPadding2D()(layers.Rescaling(0.5)(x))
+    x = layers.Conv2D(16, 3, activation="relu", name="first")(x)
+    x = layers.Conv2D(64, 3, use_bias=False, name="middle")(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return layers.Dense(20, name="last")(x)
 
 
 def everything(x):
@@ -148,6 +161,39 @@ def test_an_unknown_engine_is_refused(tiny_model):
         quantization.quantize_aware(tiny_model, images(), engine="jax")
 
 
+def test_ranges_and_the_input_s_range_are_not_given_together(
+    tiny_model, quantized_tiny
+):
+    ranges = quantization.finish(quantized_tiny, tiny_model).ranges
+    with pytest.raises(ValueError, match=r"`input_range` .*\(0, 1\)"):
+        quantization.quantize_aware(
+            tiny_model, ranges, engine="keras", input_range=(0, 1)
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 10), "`sparsity` .*Received: 0"),
+        ((1, 10), "`sparsity` .*Received: 1"),
+        ((float("nan"), 10), "`sparsity` .*Received: nan"),
+        (("0.5", 10), "`sparsity` .*Received: '0.5'"),
+        ((None, 10), "`sparsity` .*Received: None"),
+        ((0.5, 0), "`steps` .*steps=0"),
+        ((0.5, 2.5), "`steps` .*steps=2.5"),
+    ],
+)
+def test_pruning_checks_its_arguments(tiny_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        quantization.prune(tiny_model, *arguments)
+
+
+@pytest.mark.parametrize("clusters", [1, 0, -3, 2.5, "4", None])
+def test_clustering_checks_its_argument(tiny_model, clusters):
+    with pytest.raises(ValueError, match=f"`clusters` .*{clusters!r}"):
+        quantization.cluster(tiny_model, clusters)
+
+
 def test_what_is_converted_must_fit_the_precision(
     tiny_model, quantized_tiny, tmp_path
 ):
@@ -158,7 +204,194 @@ def test_what_is_converted_must_fit_the_precision(
         quantization.convert(quantized_tiny, path, precision="float16")
     with pytest.raises(ValueError, match=r"`precision` .*'int4'"):
         quantization.convert(quantized_tiny, path, precision="int4")
+    with pytest.raises(ValueError, match=r"`io_dtype` .*'int16'"):
+        quantization.convert(quantized_tiny, path, io_dtype="int16")
     assert not path.parent.exists()
+
+
+def two_inputs():
+    images = [keras.Input(SHAPE), keras.Input(SHAPE)]
+    return keras.Model(images, layers.Add()(images))
+
+
+@pytest.mark.parametrize(
+    "make", [two_inputs, keras.Sequential, lambda: "model.keras"]
+)
+@pytest.mark.parametrize("precision", ["float16", "int16"])
+def test_only_a_model_of_one_input_is_converted(make, precision, tmp_path):
+    with pytest.raises(ValueError, match=r"`model` must be .* one input"):
+        quantization.convert(
+            make(),
+            tmp_path / "model.tflite",
+            precision=precision,
+            calibration_data=images(),
+        )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "float array.*Received: NoneType"),
+        (pixels().astype(np.uint8), "float array.*Received: uint8"),
+        (np.zeros((2, 8, 8, 3)), r"\(n, 8, 8, 4\).*\(2, 8, 8, 3\)"),
+        (np.zeros((0, *SHAPE)), r"at least 1.*\(0, 8, 8, 4\)"),
+        (np.full((2, *SHAPE), np.nan), r"finite.*\[nan, nan\]"),
+    ],
+)
+def test_int16_needs_images(tiny_model, data, message, tmp_path):
+    path = tmp_path / "new" / "model.tflite"
+    with pytest.raises(ValueError, match=f"`calibration_data` .*{message}"):
+        quantization.convert(
+            tiny_model, path, precision="int16", calibration_data=data
+        )
+    assert not path.parent.exists()
+
+
+def test_int16_takes_its_ranges_from_the_images(tiny_model, tmp_path):
+    x = images(20)
+
+    def error(data):
+        path = quantization.convert(
+            tiny_model,
+            tmp_path / "model.tflite",
+            precision="int16",
+            calibration_data=data,
+        )
+        return np.abs(LiteRTModel(path).predict(x) - tiny_model(x)).max()
+
+    # What lies outside of the ranges is cut off.
+    assert error(x) < 0.03
+    assert error(x / 10) > 0.3
+
+
+# Metadata.
+
+
+def small(x, outputs=1, rescaled=False):
+    if rescaled:
+        x = layers.Rescaling(1 / 255)(x)
+    x = layers.Conv2D(4, 3, activation="relu")(x)
+    x = [layers.Dense(3)(layers.Flatten()(x)) for _ in range(outputs)]
+    return x[0] if outputs == 1 else x
+
+
+def small_quantized(scale=1.0, shape=(8, 8, 3), **kwargs):
+    """A model and what it was quantized to, for images in [0, scale]."""
+    model = make_model(lambda x: small(x, **kwargs), shape)
+    x = scale * np.random.default_rng(0).random((9, *shape))
+    return model, quantization.quantize_aware(model, x, engine="keras")
+
+
+@pytest.fixture(scope="module")
+def standardized():
+    """A model of images scaled in a way that cannot be told from them."""
+    model = make_model(small, (8, 8, 3))
+    x = np.random.default_rng(0).normal(size=(9, 8, 8, 3))
+    return model, x, quantization.quantize_aware(model, x, engine="keras")
+
+
+def metadata_of(path):
+    return read_metadata(path.read_bytes())
+
+
+def test_a_file_tells_of_its_classes_and_scaling(tmp_path):
+    model, quantized = small_quantized()
+    path = tmp_path / "model.tflite"
+    labels = ["a", "b", "c"]
+    told = metadata_of(quantization.convert(quantized, path, labels=labels))
+    assert told.name == quantized.name
+    assert told.labels == ("a", "b", "c")
+    assert (told.mean, told.std) == ((0.0,) * 3, (255.0,) * 3)
+    assert told.color_space == "RGB"
+    # The labels behind the model do not keep it from running.
+    assert LiteRTModel(path).input_dtype == np.int8
+    # What is given stands; labels are not needed.
+    told = metadata_of(
+        quantization.convert(quantized, path, normalization=(10, 20))
+    )
+    assert told.labels is None
+    assert (told.mean, told.std) == ((10.0,) * 3, (20.0,) * 3)
+    # A float model's scaling is not known.
+    told = metadata_of(
+        quantization.convert(
+            model,
+            path,
+            precision="float16",
+            labels=labels,
+            normalization=(128, 128),
+        )
+    )
+    assert told.labels == ("a", "b", "c")
+    assert (told.mean, told.std) == ((128.0,) * 3, (128.0,) * 3)
+
+
+def test_a_file_of_grey_images_tells_so(tmp_path):
+    _, quantized = small_quantized(255.0, (8, 8, 1), rescaled=True)
+    told = metadata_of(quantization.convert(quantized, tmp_path / "m.tflite"))
+    assert told.color_space == "GRAYSCALE"
+    assert (told.mean, told.std) == ((0.0,), (1.0,))
+
+
+def test_a_scaling_that_is_not_known_must_be_given(standardized, tmp_path):
+    model, x, quantized = standardized
+    path = tmp_path / "new" / "model.tflite"
+    labels = ["a", "b", "c"]
+    for options in ({}, {"precision": "float16"}):
+        with pytest.raises(ValueError, match="`normalization` must be given"):
+            quantization.convert(
+                model if options else quantized, path, labels=labels, **options
+            )
+    assert not path.parent.exists()
+    quantization.convert(quantized, path)
+    with pytest.raises(ValueError, match="must hold metadata"):
+        metadata_of(path)
+    quantization.quantize_post_training(
+        model, x, path, labels=labels, normalization=(120, 60)
+    )
+    told = metadata_of(path)
+    assert told.labels == ("a", "b", "c")
+    assert (told.mean, told.std) == ((120.0,) * 3, (60.0,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": ["a", "b"]}, "`labels` must be 3, .*Received: 2"),
+        ({"labels": "abc"}, "`labels` must be a sequence .*'abc'"),
+        ({"labels": ["a", "b", "a"]}, r"`labels` must be unique.*\['a'\]"),
+        ({"normalization": 128}, "`normalization` must be a mean .*128"),
+        ({"normalization": (1, 2, 3)}, r"`normalization` must be .*\(1, 2, 3"),
+        ({"normalization": (0, 0)}, "`std` must be positive.*0"),
+    ],
+)
+def test_metadata_are_checked(standardized, options, message, tmp_path):
+    options = {"normalization": (128, 128), **options}
+    path = tmp_path / "new" / "model.tflite"
+    with pytest.raises(ValueError, match=message):
+        quantization.convert(standardized[-1], path, **options)
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"shape": SHAPE}, "4 channels and 1 outputs"),
+        ({"outputs": 2}, "3 channels and 2 outputs"),
+    ],
+)
+def test_metadata_that_a_file_cannot_hold_are_refused(
+    kwargs, message, tmp_path
+):
+    _, quantized = small_quantized(**kwargs)
+    path = tmp_path / "model.tflite"
+    for options in (
+        {"labels": ["a", "b", "c"]},
+        {"normalization": (0, 1)},
+        {"labels": ["a", "b", "c"], "normalization": (0, 1)},
+    ):
+        with pytest.raises(ValueError, match=f"`labels` and .*{message}"):
+            quantization.convert(quantized, path, **options)
+    assert quantization.convert(quantized, path).stat().st_size > 0
 
 
 def test_a_path_without_the_suffix_is_refused(quantized_tiny, tmp_path):
@@ -426,6 +659,8 @@ class Measuring:
             self.measure_zeros(engine)
             self.measure_options(engine)
             self.measure_everything(engine)
+        self.measure_pruning()
+        self.measure_clustering()
         self.measure_other_files()
 
     def train(self):
@@ -497,6 +732,7 @@ class Measuring:
             "input shape": first["shape"].tolist(),
             "output": [np.dtype(last["dtype"]).name, *last["quantization"]],
             "size": path.stat().st_size,
+            "compressed": len(gzip.compress(path.read_bytes())),
         }
 
     def measure_interruption(self, engine):
@@ -552,6 +788,75 @@ class Measuring:
             ]
             for old, new in zip(before, kernels, strict=True)
         ]
+
+    def measure_pruning(self):
+        import tf_keras
+        from tensorflow_model_optimization.sparsity import keras as sparsity
+
+        model, x = make_model(wide), images(32)
+        fit = {"y": np.arange(len(x)) % 20, "batch_size": 8, "verbose": 0}
+        pruned = quantization.prune(model, 0.75, steps=8)
+        compile_with(tf_keras, pruned, rate=0.01)
+        pruned.fit(x, epochs=2, callbacks=[sparsity.UpdatePruningStep()], **fit)
+        model, _ = quantization.finish(pruned, model)
+        self.keep_kernels("pruned", model)
+        self.outputs["pruned finished"] = model.predict(x, verbose=0)
+        self.outputs["pruned trained"] = pruned.predict(x, verbose=0)
+        for engine in ENGINES:
+            name = f"{engine} pruned"
+            quantized = quantization.quantize_aware(model, x, engine=engine)
+            compile_with(kit(engine), quantized, rate=0.01)
+            quantized.fit(x, epochs=2, **fit)
+            self.keep_kernels(name, quantization.finish(quantized, model).model)
+            self.convert(quantized, name, x)
+            self.keep_file_kernels(name)
+        quantized = quantization.quantize_aware(
+            make_model(wide), x, engine="keras"
+        )
+        self.convert(quantized, "not pruned", x)
+
+    def measure_clustering(self):
+        import tf_keras
+
+        model, x = make_model(wide), images(32)
+        clustered = quantization.cluster(model, 5)
+        compile_with(tf_keras, clustered, rate=1e-4)
+        y = np.arange(len(x)) % 20
+        clustered.fit(x, y, batch_size=8, epochs=2, verbose=0)
+        finished, _ = quantization.finish(clustered, model)
+        self.keep_kernels("before clustering", model)
+        for step in lower(finished).steps:
+            if step.name in WIDE:
+                self.outputs[f"clustered {step.name}"] = step.weights[0]
+        self.outputs["clustered finished"] = finished.predict(x, verbose=0)
+        self.outputs["clustered trained"] = clustered.predict(x, verbose=0)
+        quantized = quantization.quantize_aware(finished, x, engine="keras")
+        self.convert(quantized, "clustered", x)
+        self.keep_file_kernels("clustered")
+        # "middle" has 36 weights and "last" 48.
+        small = quantization.cluster(make_model(tiny), 40)
+        self.found["clustered layers"] = [
+            layer.layer.name
+            for layer in small.layers
+            if hasattr(layer, "layer")
+        ]
+
+    def keep_kernels(self, name, model):
+        for layer in WIDE:
+            kernel = model.get_layer(layer).kernel
+            self.outputs[f"{name} {layer}"] = kernel.numpy()
+
+    def keep_file_kernels(self, name):
+        path = self.folder / "new" / f"{name}.tflite"
+        lite = LiteRTModel(path, keep_tensors=True)
+        numbers = [
+            node.inputs[1]
+            for node in lite.nodes()
+            if node.operation.name in ("CONV_2D", "FULLY_CONNECTED")
+        ]
+        kernels = lite.values(np.zeros((1, *SHAPE), "float32"), numbers)
+        for layer, (kernel,) in zip(WIDE, kernels, strict=True):
+            self.outputs[f"{name} file {layer}"] = kernel
 
     def measure_options(self, engine):
         rng = np.random.default_rng(0)
@@ -615,6 +920,9 @@ class Measuring:
         quantized = quantization.quantize_aware(model, x, engine="keras")
         self.convert(quantized, "in two steps", self.x_test)
 
+
+# Layers of `wide` with kernels, in order.
+WIDE = ("first", "middle", "last")
 
 # Layers of which nothing is left but their offsets.
 DEAD = ("first last", "depthwise middle")
@@ -811,6 +1119,79 @@ def test_zeros_of_kernels_stay(found, engine):
         assert zeros >= 20
         assert moved_zeros == 0
         assert moved_others > 0
+
+
+def assert_same_answers(outputs, name):
+    np.testing.assert_allclose(
+        outputs[f"{name} finished"],
+        outputs[f"{name} trained"],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def share_of_zeros(kernel):
+    return np.mean(kernel == 0)
+
+
+def test_kernels_are_pruned_as_far_as_asked(outputs):
+    # The first convolution stays whole, though it does not read the input.
+    assert share_of_zeros(outputs["pruned first"]) == 0
+    for name in ("middle", "last"):
+        assert share_of_zeros(outputs[f"pruned {name}"]) == 0.75
+
+
+def test_what_was_pruned_comes_back_as_it_was_trained(outputs):
+    assert_same_answers(outputs, "pruned")
+
+
+def test_what_was_pruned_stays_zero(outputs, engine):
+    for name in ("middle", "last"):
+        before = outputs[f"pruned {name}"]
+        after = outputs[f"{engine} pruned {name}"]
+        assert np.array_equal(after == 0, before == 0)
+        assert not np.array_equal(after, before)
+        # The file's kernels have the output channels in front.
+        in_file = outputs[f"{engine} pruned file {name}"]
+        in_file = np.moveaxis(in_file, 0, -1)
+        assert (in_file[before == 0] == 0).all()
+        # What is less than half a step becomes zero, too.
+        assert 0.75 <= share_of_zeros(in_file) < 0.77
+    assert share_of_zeros(outputs[f"{engine} pruned file first"]) < 0.02
+
+
+def test_a_pruned_file_is_as_large_and_compresses_better(found, engine):
+    pruned, whole = found[f"{engine} pruned"], found["not pruned"]
+    assert pruned["size"] == pytest.approx(whole["size"], rel=0.02)
+    assert pruned["compressed"] < 0.75 * whole["compressed"]
+
+
+def count_values(kernel):
+    """Distinct values, but for rounding in float."""
+    return len(np.unique(np.round(kernel / np.abs(kernel).max(), 5)))
+
+
+def test_clustered_kernels_have_few_values(outputs):
+    assert count_values(outputs["clustered first"]) > 100
+    for name in ("middle", "last"):
+        assert count_values(outputs[f"before clustering {name}"]) > 100
+        assert 2 <= count_values(outputs[f"clustered {name}"]) <= 5
+
+
+def test_what_was_clustered_comes_back_as_it_was_trained(outputs):
+    assert_same_answers(outputs, "clustered")
+
+
+def test_clustered_kernels_have_few_values_in_the_file(outputs):
+    # Each output channel of a convolution has a scale of its own.
+    channels = outputs["clustered file middle"]
+    assert len(channels) == 64
+    assert all(2 <= len(np.unique(kernel)) <= 5 for kernel in channels)
+    assert 2 <= len(np.unique(outputs["clustered file last"])) <= 5
+
+
+def test_kernels_of_few_weights_are_not_clustered(found):
+    assert found["clustered layers"] == ["last"]
 
 
 TINY = [

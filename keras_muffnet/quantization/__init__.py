@@ -28,6 +28,7 @@ Nothing of this is loaded before one of the functions is called.
 
 import importlib
 import json
+import numbers
 import os
 import pathlib
 import zipfile
@@ -146,6 +147,11 @@ def quantize_aware(
     )
     build = _load(f"{engine}_engine").build
     if isinstance(calibration_data, Mapping):
+        if input_range is not None:
+            raise ValueError(
+                "`input_range` must be None if `calibration_data` are ranges, "
+                f"which hold it. Received: input_range={input_range!r}"
+            )
         found = _checked_ranges(calibration_data, planned)
         limits = found[plan.INPUT_RANGE]
     else:
@@ -167,6 +173,7 @@ def quantize_post_training(
     weight_bits: Mapping[str, int] | None = None,
     io_dtype: str = "int8",
     labels: Sequence[str] | None = None,
+    normalization: tuple[float, float] | None = None,
 ) -> pathlib.Path:
     """Writes a model as a quantized LiteRT file, without training it.
 
@@ -182,6 +189,7 @@ def quantize_post_training(
         weight_bits: see `quantize_aware`.
         io_dtype: see `convert`.
         labels: see `convert`.
+        normalization: see `convert`.
 
     Returns:
         The path.
@@ -198,7 +206,13 @@ def quantize_post_training(
         float_layers=float_layers,
         weight_bits=weight_bits,
     )
-    return convert(quantized, path, io_dtype=io_dtype, labels=labels)
+    return convert(
+        quantized,
+        path,
+        io_dtype=io_dtype,
+        labels=labels,
+        normalization=normalization,
+    )
 
 
 def prune(model: "keras.Model", sparsity: float, steps: int) -> Any:
@@ -226,9 +240,10 @@ def prune(model: "keras.Model", sparsity: float, steps: int) -> Any:
     """
     from keras_muffnet.quantization import plan
 
-    if not 0 < sparsity < 1:
+    if not isinstance(sparsity, numbers.Real) or not 0 < sparsity < 1:
         raise ValueError(
-            f"`sparsity` must lie between 0 and 1. Received: {sparsity!r}"
+            "`sparsity` must be a number that lies between 0 and 1. "
+            f"Received: {sparsity!r}"
         )
     positive_integer("steps", steps)
     planned = plan.plan_quantization(model)
@@ -247,7 +262,8 @@ def cluster(model: "keras.Model", clusters: int) -> Any:
     Args:
         model: see `quantize_aware`.
         clusters: number of values of each kernel, at least 2. They are those
-            of the kernel with the batch normalisation multiplied in.
+            of the kernel with the batch normalisation multiplied in. A kernel
+            of no more weights stays as it is.
 
     Returns:
         A `tf_keras.Model` that gives logits, not compiled.
@@ -301,7 +317,8 @@ def convert(
 
     Args:
         model: what `quantize_aware` returned, trained or not, for "int8";
-            otherwise a float Keras 3 model, such as `finish` gives.
+            otherwise a float Keras 3 model of one input, such as `finish`
+            gives.
         path: where to write, ending in `.tflite`. The file appears once it is
             complete and checked.
         precision: "int8": weights and activations are what `quantize_aware`
@@ -316,8 +333,8 @@ def convert(
         normalization: mean and standard deviation, in pixels of 0 to 255, that
             the model's images are scaled with; (128, 128) for
             `keras_muffnet.preprocess_input`. None takes what the input's range
-            implies, where `quantize_aware` knew it. There is metadata for
-            1 and 3 channels and one output.
+            implies, where `quantize_aware` knew it. Neither this nor labels
+            can be given but for 1 or 3 channels and one output.
         calibration_data: images as in `quantize_aware`, for "int16" alone.
 
     Returns:
@@ -342,28 +359,18 @@ def convert(
             f"Received: io_dtype={io_dtype!r}"
         )
     ranges = _load("weights").read_ranges(model)
-    if (precision == "int8") != bool(ranges):
-        wanted = (
-            "a model that `quantize_aware` returned for precision 'int8'"
-            if precision == "int8"
-            else f"a float Keras 3 model for precision {precision!r}"
-        )
-        raise ValueError(f"`model` must be {wanted}. Received: {model!r}")
+    _check_model(model, precision, ranges)
     if precision == "int16":
         _check_images(calibration_data, tuple(model.input_shape[1:]))
-    if normalization is None and len(model.outputs) == 1:
-        normalization = _NORMALIZATIONS.get(ranges.get("input_range"))
-    if labels is not None and normalization is None:
-        raise ValueError(
-            "`normalization` must be given with `labels`, since the scaling of "
-            "the model's images is not known"
-        )
+    normalization = _checked_normalization(
+        normalization, model, labels, ranges.get("input_range")
+    )
     conversion = _load("conversion")
     if precision == "int8":
         content = conversion.convert_quantized(model, io_dtype)
     else:
         content = conversion.convert_float(model, precision, calibration_data)
-    if normalization is not None and model.input_shape[-1] in (1, 3):
+    if normalization is not None:
         mean, std = normalization
         content = embed_metadata(
             content, name=model.name, labels=labels, mean=mean, std=std
@@ -457,6 +464,60 @@ def _check_path(path: str | os.PathLike[str]) -> pathlib.Path:
     if pathlib.Path(path).suffix != ".tflite":
         raise ValueError(f"`path` must end in '.tflite'. Received: {path!r}")
     return pathlib.Path(path)
+
+
+def _check_model(
+    model: Any, precision: str, ranges: Mapping[str, Range]
+) -> None:
+    import keras
+
+    if precision == "int8":
+        wanted, fits = "a model that `quantize_aware` returned", bool(ranges)
+    else:
+        wanted = "a float Keras 3 model of one input"
+        # A sequential model that is not built has none.
+        inputs = getattr(model, "inputs", None) or ()
+        is_float = isinstance(model, keras.Model) and not ranges
+        fits = is_float and len(inputs) == 1
+    if not fits:
+        raise ValueError(
+            f"`model` must be {wanted} for precision {precision!r}. "
+            f"Received: {model!r}"
+        )
+
+
+def _checked_normalization(
+    normalization: Any,
+    model: Any,
+    labels: Sequence[str] | None,
+    input_range: Range | None,
+) -> tuple[float, float] | None:
+    """The scaling for the metadata; None for a file without them."""
+    channels, outputs = model.input_shape[-1], len(model.outputs)
+    if channels not in (1, 3) or outputs != 1:
+        if labels is None and normalization is None:
+            return None
+        raise ValueError(
+            "`labels` and `normalization` are for a model of images with 1 or "
+            "3 channels, and of one output. Received: a model with "
+            f"{channels} channels and {outputs} outputs"
+        )
+    if normalization is None:
+        if input_range is not None:
+            normalization = _NORMALIZATIONS.get(input_range)
+        if normalization is None and labels is not None:
+            raise ValueError(
+                "`normalization` must be given with `labels`, since the "
+                "scaling of the model's images is not known"
+            )
+    elif (
+        not isinstance(normalization, (tuple, list)) or len(normalization) != 2
+    ):
+        raise ValueError(
+            "`normalization` must be a mean and a standard deviation. "
+            f"Received: {normalization!r}"
+        )
+    return normalization
 
 
 def _checked_ranges(ranges: Mapping[str, Range], plan: Any) -> dict:

@@ -212,7 +212,8 @@ def _make_layer(step: Step, ranges: Sequence[Range] | None) -> layers.Layer:
     if ranges is not None and step.range is not None:
         output_range = ranges[step.range]
     settings = layer_settings(step, quantized=output_range is not None)
-    layer = kind(name=name, **settings)
+    # Whatever the global policy: lower precisions are not converted.
+    layer = kind(name=name, dtype="float32", **settings)
     if ranges is None or not (is_kernel or output_range):
         return layer
     return FakeQuantized(
@@ -220,4 +221,5 @@ def _make_layer(step: Step, ranges: Sequence[Range] | None) -> layers.Layer:
         step.bits if is_kernel else 0,
         output_range,
         name=name,
+        dtype="float32",
     )

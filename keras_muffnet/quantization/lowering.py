@@ -516,6 +516,15 @@ def _split(w: _Writer, x: int) -> list[int]:
     return numbers
 
 
+def _upsampling(w: _Writer, x: int) -> int:
+    if w.layer.interpolation not in ("nearest", "bilinear"):
+        w.refuse(
+            "must have interpolation 'nearest' or 'bilinear'. "
+            f"Found: {w.layer.interpolation!r}"
+        )
+    return _like("size", "interpolation")(w, x)
+
+
 def _flat_pool(w: _Writer, x: int) -> int:
     kind = type(w.layer).__name__
     return w.add(kind, x, keepdims=w.layer.keepdims)
@@ -554,7 +563,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "SeparableConv2D": _separable,
     "SpatialDropout2D": _dropout,
     "Subtract": _merge("Subtract"),
-    "UpSampling2D": _like("size", "interpolation"),
+    "UpSampling2D": _upsampling,
     "ZeroPadding2D": _like("padding"),
     "op Add": _arithmetic("Add"),
     "op Concatenate": _concatenate,

@@ -95,6 +95,11 @@ def plan_quantization(
             that cannot be quantized, or an argument names no layer; or if the
             model's input is not as above.
     """
+    if isinstance(float_layers, str):
+        raise ValueError(
+            "`float_layers` must be several names, such as a list of one. "
+            f"Received: {float_layers!r}"
+        )
     lowered = lower(model)
     steps = _with_bits(lowered.steps, tuple(float_layers), weight_bits or {})
     steps, outputs = _with_barriers(steps, lowered.outputs)

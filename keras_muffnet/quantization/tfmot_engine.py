@@ -245,9 +245,10 @@ def build_prunable(plan: Plan, sparsity_: float, steps: int) -> tf_keras.Model:
     Returns:
         A functional model, not compiled.
     """
+    first = _first_convolution(plan)
 
     def wrap(step: Step, layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
-        if step.kind not in _PRUNED or step.inputs == (1,):
+        if step.kind not in _PRUNED or step.layer_name == first:
             return layer
         schedule = sparsity.PolynomialDecay(
             initial_sparsity=0.0,
@@ -263,9 +264,15 @@ def build_prunable(plan: Plan, sparsity_: float, steps: int) -> tf_keras.Model:
 
 def build_clusterable(plan: Plan, clusters: int) -> tf_keras.Model:
     """Builds a float plan whose larger kernels share a few values."""
+    first = _first_convolution(plan)
 
     def wrap(step: Step, layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
-        if step.kind not in _PRUNED or step.inputs == (1,):
+        # tfmot fails on a kernel of fewer weights.
+        if (
+            step.kind not in _PRUNED
+            or step.layer_name == first
+            or step.weights[0].size <= clusters
+        ):
             return layer
         return clustering.cluster_weights(
             layer,
@@ -274,6 +281,16 @@ def build_clusterable(plan: Plan, clusters: int) -> tf_keras.Model:
         )
 
     return _build(plan, wrap, quantized=False)
+
+
+def _first_convolution(plan: Plan) -> str | None:
+    """Its name, whatever scales or pads the images before it."""
+    found = (
+        step.layer_name
+        for step in plan.steps
+        if step.kind in ("Conv2D", "DepthwiseConv2D") and step.trainable
+    )
+    return next(found, None)
 
 
 def _build(plan: Plan, wrap: Wrap, quantized: bool) -> tf_keras.Model:

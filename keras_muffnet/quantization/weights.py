@@ -67,6 +67,10 @@ def _bare(layer: Any) -> Any:
 
 def _weights(layer: Any) -> list[np.ndarray]:
     """Kernel and bias, from among the variables of a wrapper."""
+    # tfmot's clustering last assigned weights to values before they were
+    # trained for the last time.
+    if hasattr(layer, "update_clustered_weights_associations"):
+        layer.update_clustered_weights_associations()
     named = {
         variable.name.rpartition("/")[2].partition(":")[0]: np.asarray(variable)
         for variable in layer.weights
