@@ -50,6 +50,18 @@ def test_dataset_keeps_order_and_scales():
     np.testing.assert_array_equal(x, preprocess_input(images))
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"), [(0.0, 255.0), (127.5, 127.5), (0, 1), (120.5, 60.25)]
+)
+def test_dataset_scales_by_the_mean_and_deviation_given(mean, std):
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), "uint8")
+    got = batches(make_dataset(images, np.arange(5), 2, mean=mean, std=std))
+    x = np.concatenate([x for x, _ in got])
+    assert x.dtype == np.float32
+    expected = (images.astype(np.float64) - mean) / std
+    np.testing.assert_allclose(x, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_shuffling_follows_the_seed_and_keeps_pairs():
     images = np.arange(50, dtype="uint8").reshape(50, 1, 1, 1)
     first, again, other = (

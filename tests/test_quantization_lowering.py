@@ -704,6 +704,10 @@ def test_bits_are_those_of_the_layers_named():
         (layers.Dense(3, name="odd"), "must take vectors"),
         (layers.Rescaling(np.ones((8, 8, 1)), name="odd"), r"\(8, 8, 1\)"),
         (layers.Concatenate(axis=0, name="odd"), "batch"),
+        (
+            layers.UpSampling2D(interpolation="bicubic", name="odd"),
+            "'nearest' or 'bilinear'. Found: 'bicubic'",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -800,6 +804,7 @@ def test_ranges_that_contradict_each_other_are_refused():
         ({"float_layers": ["lost"]}, "'lost'; close to it: last"),
         ({"weight_bits": {"nrm": 4}}, "'nrm'; close to it: norm"),
         ({"float_layers": ["unlike"]}, "'unlike'$"),
+        ({"float_layers": "last"}, "`float_layers` .*several.*'last'"),
         ({"weight_bits": {"sum": 4}}, "with a kernel.*'sum'"),
         ({"weight_bits": {"a": 2}}, "4 or 8.*2 for 'a'"),
         ({"weight_bits": {"a": 16}}, "4 or 8.*16 for 'a'"),

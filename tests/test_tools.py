@@ -3,18 +3,22 @@
 import io
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
+import types
 import zipfile
 
 import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_muffnet import MuffNet
 from keras_muffnet import preprocess_input
 from keras_muffnet.data import load_digits
+from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert_metadata import read_metadata
 from tests.conftest import ROOT
 
@@ -273,6 +277,140 @@ runpy.run_path({str(QUANTIZE)!r}, run_name="__main__")
         np.testing.assert_allclose(resumed, unbroken, rtol=1e-4, atol=1e-6)
     other = refused(*command[1:], "--learning-rate=1e-3")
     assert "learning_rate=0.0005" in other
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of three classes, told apart by their colour, of sizes mixed."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for channel, name in enumerate(("amber", "blue", "cyan")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                size = 32 + 8 * (i % 2)
+                pixels = rng.integers(0, 200, (size, size, 3), "uint8")
+                pixels[..., channel] += 55
+                path = folder / split / name / f"{i}.png"
+                path.write_bytes(tf.io.encode_png(pixels).numpy())
+    return folder
+
+
+def test_quantize_takes_a_folder_of_images(photos, run_python, tmp_path):
+    keras.utils.set_random_seed(0)
+    keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.Conv2D(8, 3, strides=2, activation="relu"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    ).save(tmp_path / "m.keras")
+    printed = run_python(
+        str(QUANTIZE),
+        *(f"--model={tmp_path / 'm.keras'}", f"--data={photos}"),
+        *("--engine=keras", "--epochs=1", "--batch-size=8"),
+        *("--train-images=18", "--normalization", "0", "255"),
+        *("--io-dtype=uint8", f"--output={tmp_path / 'out'}"),
+    )
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["test_images"] == 9
+    assert "9 test images" in printed
+    assert metrics["float32_agreement"] == 1
+    for name, dtype in (("float32", "float32"), ("int8", "uint8")):
+        path = tmp_path / "out" / f"{name}.tflite"
+        told = read_metadata(path.read_bytes())
+        assert told.labels == ("amber", "blue", "cyan")
+        assert (told.mean, told.std) == ((0.0,) * 3, (255.0,) * 3)
+        assert LiteRTModel(path).input_dtype == dtype
+
+
+@pytest.fixture(scope="module")
+def quantize_program():
+    return runpy.run_path(str(QUANTIZE))
+
+
+def test_quantize_takes_weights_of_a_muffnet(quantize_program, tmp_path):
+    keras.utils.set_random_seed(0)
+    network = MuffNet(input_shape=(32, 32, 3), alpha=0.25, classes=3)
+    path = str(tmp_path / "w.weights.h5")
+    network.save_weights(path)
+    load, names = quantize_program["load_model"], ["a", "b", "c"]
+    loaded = load(given(weights=path, alpha=0.25), (32, 32), names)
+    for wanted, found in zip(
+        network.get_weights(), loaded.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+    for alpha, known in ((None, names), (0.25, None)):
+        with pytest.raises(ValueError, match=r"needs --alpha, and --data"):
+            load(given(weights=path, alpha=alpha), (32, 32), known)
+    with pytest.raises(ValueError, match="--size must be given"):
+        quantize_program["load_data"](given(data="digits"))
+
+
+def given(**kwargs):
+    """Arguments as the command line gives them."""
+    defaults = {"model": None, "size": None, "train_images": None, "seed": 0}
+    return types.SimpleNamespace(**defaults | kwargs)
+
+
+def test_quantize_loads_as_many_channels_as_the_model_takes(
+    photos, quantize_program, tmp_path
+):
+    path = str(tmp_path / "grey.keras")
+    keras.Sequential([keras.Input((8, 6, 1)), keras.layers.Flatten()]).save(
+        path
+    )
+    args = given(model=path, data=str(photos))
+    train, test, names = quantize_program["load_data"](args)
+    assert train[0].shape == (24, 8, 6, 1) and test[0].shape == (9, 8, 6, 1)
+    assert names == ["amber", "blue", "cyan"]
+
+
+def test_quantize_draws_from_arrays_as_from_a_folder(
+    quantize_program, tmp_path
+):
+    path = str(tmp_path / "d.npz")
+    numbers = np.arange(100)
+    np.savez(
+        path,
+        train_images=np.tile(numbers[:, None, None, None], (2, 2, 3)),
+        train_labels=numbers,
+        test_images=np.zeros((5, 2, 2, 3)),
+        test_labels=numbers[:5],
+    )
+    draws = []
+    for seed in (0, 0, 1):
+        (images, labels), test, _ = quantize_program["load_data"](
+            given(data=path, train_images=20, seed=seed)
+        )
+        np.testing.assert_array_equal(images[:, 0, 0, 0], labels)
+        assert len(set(labels)) == 20 and len(test[0]) == 5
+        draws.append(labels.tolist())
+    # Not the first, which may be all of one class.
+    assert draws[0] == draws[1] != draws[2]
+    assert max(draws[0]) > 40
+    (images, _), _, _ = quantize_program["load_data"](given(data=path))
+    assert len(images) == 100
+
+
+@pytest.mark.parametrize(
+    ("first", "scaling"),
+    [
+        (keras.layers.ReLU, (128.0, 128.0)),
+        (lambda: keras.layers.Rescaling(1 / 255), (0.0, 1.0)),
+        (lambda: keras.layers.Normalization(mean=9, variance=4), (0.0, 1.0)),
+        (
+            lambda: keras.Sequential([keras.layers.Rescaling(1 / 255)]),
+            (0.0, 1.0),
+        ),
+    ],
+    ids=["none", "rescaling", "normalization", "nested"],
+)
+def test_quantize_knows_models_that_scale(first, scaling, quantize_program):
+    image = keras.Input((4, 4, 3))
+    model = keras.Model(image, keras.layers.ReLU()(first()(image)))
+    assert quantize_program["default_normalization"](model) == scaling
 
 
 def test_quantize_names_what_the_data_lack(to_quantize, tmp_path):

@@ -80,7 +80,7 @@ def parse_args() -> argparse.Namespace:
         type=float,
         metavar=("MEAN", "STD"),
         help="how pixels of 0 to 255 are scaled for the model (default: 128 "
-        "128, and 0 1 if the model starts with a Rescaling layer)",
+        "128, and 0 1 if the model starts with a layer that scales them)",
     )
     parser.add_argument(
         "--float-layers", nargs="+", default=[], help="layers to leave in float"
@@ -204,26 +204,31 @@ def load_data(args: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
     from keras_muffnet import data
 
     if args.data.endswith(".npz"):
-        return *load_npz(args.data, args.train_images), None
-    size = (args.size, args.size)
+        return *load_npz(args.data, args.train_images, args.seed), None
+    size, channels = (args.size, args.size), 3
     if args.model:
         import keras
 
         from keras_muffnet import ChannelSlice  # noqa: F401  (registers it)
 
         model = keras.saving.load_model(args.model, compile=False)
-        size = model.input_shape[1:3]
+        *size, channels = model.input_shape[1:]
     elif args.size is None:
         raise ValueError("--size must be given with --weights")
     train = data.load_images(
-        args.data, "train", size, limit=args.train_images, seed=args.seed
+        args.data,
+        "train",
+        size,
+        channels=channels,
+        limit=args.train_images,
+        seed=args.seed,
     )
-    test = data.load_images(args.data, "test", size)
+    test = data.load_images(args.data, "test", size, channels=channels)
     return train[:2], test[:2], list(train.class_names)
 
 
-def load_npz(path: str, limit: int | None) -> tuple[Any, Any]:
-    """Reads the four arrays."""
+def load_npz(path: str, limit: int | None, seed: int) -> tuple[Any, Any]:
+    """Reads the four arrays, of the training split a sample."""
     names = ("train_images", "train_labels", "test_images", "test_labels")
     with np.load(path) as data:
         missing = [name for name in names if name not in data]
@@ -233,7 +238,8 @@ def load_npz(path: str, limit: int | None) -> tuple[Any, Any]:
                 f"Missing in {path}: {', '.join(missing)}"
             )
         arrays = [data[name] for name in names]
-    return [array[:limit] for array in arrays[:2]], arrays[2:]
+    some = np.random.default_rng(seed).permutation(len(arrays[0]))[:limit]
+    return [array[np.sort(some)] for array in arrays[:2]], arrays[2:]
 
 
 def load_model(
@@ -263,10 +269,11 @@ def default_normalization(model: Any) -> tuple[float, float]:
     """How pixels are scaled for the model, as mean and standard deviation."""
     import keras
 
-    scales = any(
-        isinstance(layer, keras.layers.Rescaling) for layer in model.layers[:2]
-    )
-    return (0.0, 1.0) if scales else (128.0, 128.0)
+    from keras_muffnet.graph import trace
+
+    first = trace(model).calls[0].operation
+    scaling = (keras.layers.Normalization, keras.layers.Rescaling)
+    return (0.0, 1.0) if isinstance(first, scaling) else (128.0, 128.0)
 
 
 def fine_tune(
