@@ -7,7 +7,7 @@ held in object arrays.
 """
 
 import base64
-import codecs
+import gc
 import json
 import math
 import re
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from keras_muffnet.model_server import lenient_json
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
@@ -41,7 +42,23 @@ _INTEGERS = {
     "uint64": "uint64",
 }
 
-_WRITABLE = {*_FLOATS, *_INTEGERS, "bool", "object"}
+# dtype: the types of what it takes. By exact type, because a bool is an int.
+_KINDS: dict[str, set[type]] = {
+    "bool": {bool},
+    **{dtype: {int} for dtype in _INTEGERS},
+    **{dtype: {int, float} for dtype in _FLOATS},
+}
+
+_WRITABLE = {*_KINDS, "object"}
+
+_KIND_NAMES = {
+    type(None): "Null",
+    int: "Number",
+    float: "Number",
+    str: "String",
+    list: "Array",
+    dict: "Object",
+}
 
 _MAX_RANK = 32  # what every release of NumPy can hold
 _MAX_SHOWN = 200  # characters of a value in an error's text
@@ -51,61 +68,65 @@ def parse(body: bytes) -> dict[str, Any]:
     """Reads a request's body.
 
     Args:
-        body: JSON in UTF-8. `NaN`, `Infinity` and `-Infinity` are numbers, and
-            text behind the object is ignored.
+        body: JSON as rapidjson takes it, see `lenient_json`.
 
     Returns:
-        The JSON object.
+        The JSON object, with the first of members of one name.
 
     Raises:
         ServingError: The body is no JSON, or no JSON object.
     """
-    body = body.removeprefix(codecs.BOM_UTF8)
-    if not body.strip():
+    if not body:
         raise invalid_argument("JSON Parse error: The document is empty")
     try:
-        request = orjson.loads(body)
+        request = _loads_fast(body)
     except orjson.JSONDecodeError:
-        request = _parse_leniently(body)
+        request = lenient_json.loads(body)
+    else:
+        if _may_repeat_keys(body, request):
+            request = lenient_json.loads(body)
     if not isinstance(request, dict):
-        raise invalid_argument(f"JSON Value: {_shown(request)} Is not object")
+        raise invalid_argument(f"JSON Value: {shown(request)} Is not object")
     return request
 
 
-def _parse_leniently(body: bytes) -> Any:
-    """Reads what orjson refuses and TensorFlow Serving takes."""
+def _loads_fast(body: bytes) -> Any:
+    # The millions of lists of large tensors start the garbage collector again
+    # and again, which takes as long as reading them.
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        text = body.decode()
-        start = len(text) - len(text.lstrip(" \t\n\r"))
-        return _DECODER.raw_decode(text, start)[0]
-    except UnicodeDecodeError as error:
-        raise _parse_error("Invalid UTF-8", error.start) from error
-    except json.JSONDecodeError as error:
-        raise _parse_error(error.msg, error.pos) from error
-    except RecursionError as error:
-        raise _parse_error("Nested too deeply", 0) from error
+        return orjson.loads(body)
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _parse_float(token: str) -> float:
-    value = float(token)
-    if math.isinf(value):
-        raise invalid_argument(
-            f"JSON Parse error: Number too big: {_shorten(token)}"
-        )
-    return value
+def _may_repeat_keys(body: bytes, request: Any) -> bool:
+    """Returns whether an object may have lost a member to a duplicate key.
 
-
-def _parse_int(token: str) -> int | float:
-    # No integer dtype takes more than twenty characters, and Python refuses
-    # to read thousands.
-    return int(token) if len(token) <= 20 else _parse_float(token)
-
-
-_DECODER = json.JSONDecoder(parse_float=_parse_float, parse_int=_parse_int)
-
-
-def _parse_error(what: str, offset: int) -> ServingError:
-    return invalid_argument(f"JSON Parse error: {what} at offset: {offset}")
+    Each member takes one colon, and other colons stand in strings alone. So
+    none was lost if the members and strings at hand explain all colons. They
+    are gone through level by level, and large tensors are seldom reached.
+    """
+    if b"\\" in body and re.search(rb"\\u003[aA]", body):
+        return True  # a string may hold a colon in disguise
+    colons = np.frombuffer(body, np.uint8) == ord(":")
+    unexplained = int(np.count_nonzero(colons))  # far faster than `count`
+    level = [request]
+    while unexplained and level:
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                unexplained -= len(value)
+                inner.extend(value)
+                inner.extend(value.values())
+            elif isinstance(value, list):
+                inner.extend(value)
+            elif isinstance(value, str):
+                unexplained -= value.count(":")
+        level = inner
+    return unexplained > 0
 
 
 def signature_name(request: Mapping[str, Any]) -> str:
@@ -117,7 +138,7 @@ def signature_name(request: Mapping[str, Any]) -> str:
     name = request.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid_argument(
-            f"JSON Value: {_shown(name)} not formatted correctly. "
+            f"JSON Value: {shown(name)} not formatted correctly. "
             "'signature_name' key must be a string value."
         )
     return name or DEFAULT_SIGNATURE
@@ -181,7 +202,7 @@ def _decode_columns(
 def _decode_rows(rows: Any, dtypes: Mapping[str, str]) -> dict[str, np.ndarray]:
     if not isinstance(rows, list):
         raise invalid_argument(
-            f"JSON Value: {_shown(rows)} Expecting 'instances' to be an "
+            f"JSON Value: {shown(rows)} Expecting 'instances' to be an "
             "list/array"
         )
     if not rows:
@@ -222,7 +243,7 @@ def _check_named_rows(rows: list, dtypes: Mapping[str, str]) -> None:
         if len(row) != len(dtypes):
             raise invalid_argument(
                 f"Failed to process element: {index} of 'instances' list. "
-                f"JSON object: {_shown(row)} keys must be equal to: "
+                f"JSON object: {shown(row)} keys must be equal to: "
                 f"{','.join(dtypes)}"
             )
 
@@ -264,37 +285,36 @@ def _shape_text(shape: tuple) -> str:
 
 
 def _to_array(value: Any, dtype: str) -> np.ndarray:
-    shape, leaves = _flatten(value)
+    shape, leaves, kinds = _flatten(value)
     if dtype == "string":
-        leaves = [_to_bytes(leaf) for leaf in leaves]
+        leaves = [to_bytes(leaf) for leaf in leaves]
         return np.array(leaves, dtype=object).reshape(shape)
-    if dtype == "bool":
-        _check_leaves(leaves, {bool}, dtype)
-        return np.array(leaves, dtype=bool).reshape(shape)
+    if dtype not in _KINDS:
+        raise ServingError(
+            Code.UNIMPLEMENTED,
+            f"Conversion of JSON Value: {shown(leaves[0] if leaves else value)}"
+            f" to type: {serving_name(dtype)}",
+        )
+    if not kinds <= _KINDS[dtype]:
+        wrong = next(leaf for leaf in leaves if type(leaf) not in _KINDS[dtype])
+        raise _type_error(wrong, dtype)
     if dtype in _INTEGERS:
-        _check_leaves(leaves, {int}, dtype)
         return _to_integers(leaves, dtype).reshape(shape)
-    if dtype in _FLOATS:
-        _check_leaves(leaves, {int, float}, dtype)
-        with np.errstate(over="ignore"):  # beyond float32 is infinite
-            return np.array(leaves, dtype=dtype).reshape(shape)
-    raise ServingError(
-        Code.UNIMPLEMENTED,
-        f"Conversion of JSON Value: {_shown(value)} to type: "
-        f"{_SERVING_NAMES.get(dtype, dtype)}",
-    )
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        return np.fromiter(leaves, dtype, len(leaves)).reshape(shape)
 
 
-def _flatten(value: Any) -> tuple[list[int], list]:
-    """Returns the shape of nested lists, and what they hold, in order."""
+def _flatten(value: Any) -> tuple[list[int], list, set[type]]:
+    """Returns the shape of nested lists, what they hold, and the types."""
     shape: list[int] = []
     level = [value]
-    while level and isinstance(level[0], list):
+    kinds = {type(value)}
+    while list in kinds and type(level[0]) is list and len(shape) <= _MAX_RANK:
         size = len(level[0])
-        for kind in set(map(type, level)) - {list}:
+        for kind in kinds - {list}:
             stray = next(item for item in level if type(item) is kind)
             raise invalid_argument(
-                f"JSON Value: {_shown(stray)} found at incorrect level: "
+                f"JSON Value: {shown(stray)} found at incorrect level: "
                 f"{len(shape) + 1}. Expected a list of {size} there"
             )
         for other in set(map(len, level)) - {size}:
@@ -304,19 +324,13 @@ def _flatten(value: Any) -> tuple[list[int], list]:
             )
         shape.append(size)
         level = list(chain.from_iterable(level))
-    if list in set(map(type, level)) or len(shape) > _MAX_RANK:
+        kinds = set(map(type, level))
+    if list in kinds or len(shape) > _MAX_RANK:
         raise invalid_argument(
             f"Encountered list at unexpected level: {len(shape)} expected < "
             f"{min(len(shape), _MAX_RANK)}"
         )
-    return shape, level
-
-
-def _check_leaves(leaves: list, kinds: set[type], dtype: str) -> None:
-    # By exact type, because a bool is an int to `isinstance`.
-    if not kinds.issuperset(map(type, leaves)):
-        wrong = next(leaf for leaf in leaves if type(leaf) not in kinds)
-        raise _type_error(wrong, dtype)
+    return shape, level, kinds
 
 
 def _to_integers(leaves: list[int], dtype: str) -> np.ndarray:
@@ -327,30 +341,36 @@ def _to_integers(leaves: list[int], dtype: str) -> np.ndarray:
     return np.array(leaves, dtype=limits.dtype).astype(dtype)
 
 
-def _to_bytes(value: Any) -> bytes:
+def to_bytes(value: Any) -> bytes:
+    """Makes bytes of a string or of base64 data.
+
+    Raises:
+        ServingError: The value is neither.
+    """
     if isinstance(value, str):
-        try:
-            return value.encode()
-        except UnicodeEncodeError as error:
-            raise invalid_argument(
-                "JSON Parse error: The surrogate pair in string is invalid"
-            ) from error
+        return value.encode(errors="surrogateescape")
     if not isinstance(value, dict):
         raise _type_error(value, "string")
-    if not _is_base64(value):
+    if not is_base64(value):
         raise invalid_argument(
-            f"JSON Value: {_shown(value)} not formatted correctly for base64 "
+            f"JSON Value: {shown(value)} not formatted correctly for base64 "
             "data"
         )
-    digits = "".join(value["b64"].split())
     try:
-        padding = "=" * (-len(digits) % 4)
+        # Whatever is no ASCII is wrong; split() without arguments drops
+        # white space.
+        padded = b"".join(value["b64"].encode("ascii").split())
+        digits = padded.rstrip(b"=")
+        padding = b"=" * (-len(digits) % 4)
+        if padded not in (digits, digits + padding):
+            raise ValueError("wrong padding")
         return base64.b64decode(digits + padding, validate=True)
     except ValueError as error:
         raise invalid_argument("Unable to base64 decode") from error
 
 
-def _is_base64(value: Any) -> bool:
+def is_base64(value: Any) -> bool:
+    """Returns whether a value is an object that holds base64 data alone."""
     return (
         isinstance(value, dict)
         and list(value) == ["b64"]
@@ -360,31 +380,36 @@ def _is_base64(value: Any) -> bool:
 
 def _is_object(value: Any) -> bool:
     """Returns whether a value names tensors; base64 data is one itself."""
-    return isinstance(value, dict) and not _is_base64(value)
+    return isinstance(value, dict) and not is_base64(value)
 
 
 def _type_error(value: Any, dtype: str) -> ServingError:
-    if isinstance(value, bool):
-        kind = str(value)
-    elif isinstance(value, (int, float)):
-        kind = "Number"
-    else:
-        kind = {type(None): "Null", str: "String"}.get(type(value), "Object")
     return invalid_argument(
-        f"JSON Value: {_shown(value)} Type: {kind} is not of expected type: "
-        f"{_SERVING_NAMES.get(dtype, dtype)}"
+        f"JSON Value: {shown(value)} Type: {kind_name(value)} is not of "
+        f"expected type: {serving_name(dtype)}"
     )
 
 
-def _shown(value: Any) -> str:
-    try:
-        return _shorten(json.dumps(value))
-    except RecursionError:
-        return "..."
+def kind_name(value: Any) -> str:
+    """Returns what errors call a JSON value's type, such as `"Number"`."""
+    return str(value) if isinstance(value, bool) else _KIND_NAMES[type(value)]
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
+def serving_name(dtype: str) -> str:
+    """Returns what errors call the dtype of NumPy's name `dtype`."""
+    return _SERVING_NAMES.get(dtype, dtype)
+
+
+def shown(value: Any) -> str:
+    """Returns the beginning of a value's JSON, for an error's text."""
+    text = ""
+    # Piece by piece, because the value may be large, and deeper than Python's
+    # stack.
+    for piece in json.JSONEncoder().iterencode(value):
+        text += piece
+        if len(text) > _MAX_SHOWN:
+            return text[:_MAX_SHOWN] + "..."
+    return text
 
 
 def encode(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
@@ -402,12 +427,14 @@ def encode(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
         ServingError: An output's dtype has no JSON form, or, for rows, the
             outputs do not have one batch size.
     """
+    if not outputs:
+        raise invalid_argument("Cannot convert empty tensor map to JSON")
     for array in outputs.values():
         dtype = array.dtype.name
         if dtype not in _WRITABLE:
             raise invalid_argument(
                 "Failed to write JSON value for tensor type: "
-                f"{_SERVING_NAMES.get(dtype, dtype)}"
+                f"{serving_name(dtype)}"
             )
     if not rows:
         return b'{"outputs":%b}' % _write_tensors(outputs)
@@ -445,18 +472,32 @@ def _batch_size(outputs: Mapping[str, np.ndarray]) -> int:
 
 def _write_tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
     """Writes a lone tensor bare, several as an object."""
-    texts = {name: _write_tensor(name, tensors[name]) for name in tensors}
+    texts = {
+        name: write_array(array, as_base64=name.endswith("_bytes"))
+        for name, array in tensors.items()
+    }
     if len(texts) == 1:
         return next(iter(texts.values()))
     pairs = (orjson.dumps(name) + b":" + texts[name] for name in texts)
     return b"{%b}" % b",".join(pairs)
 
 
-def _write_tensor(name: str, array: np.ndarray) -> bytes:
+def write_array(array: np.ndarray, as_base64: bool = False) -> bytes:
+    """Writes nested lists of an array's values, or its one value.
+
+    Args:
+        array: Of any dtype that `encode` takes, and any shape.
+        as_base64: Whether strings become `{"b64": ..}`.
+
+    Returns:
+        JSON, as `encode` tells.
+    """
     if array.dtype == object:
-        return _write_strings(array, as_base64=name.endswith("_bytes"))
+        return _write_strings(array, as_base64)
     # `[()]` makes a scalar of an array of rank 0, which orjson refuses.
-    text = orjson.dumps(array[()], option=orjson.OPT_SERIALIZE_NUMPY)
+    text = orjson.dumps(
+        np.asarray(array, order="C")[()], option=orjson.OPT_SERIALIZE_NUMPY
+    )
     if array.dtype.name not in _FLOATS or np.isfinite(array).all():
         return text
     # Each number that is not finite has become a null, in order.
