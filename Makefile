@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 
-.PHONY: help quickstart test test-all lint format clean
+.PHONY: help quickstart test test-all browser lint format clean
 
 help:
 	@echo "make quickstart  digits from spec to served int8 model: runs/quickstart/"
@@ -17,11 +17,17 @@ quickstart: .venv/all.done
 # Most of the tests keep one core busy, so two run at a time.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test: .venv/test.done
+test: .venv/test.done browser
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: .venv/test.done
+test-all: .venv/test.done browser
 	$(PYTEST) $(ARGS)
+
+# The tests of the server's page drive Chromium.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	{ apt-get update -qq && apt-get install -y -qq chromium chromium-driver; } \
+	>/dev/null || echo "No Chromium: the tests of the page are skipped."
 
 lint: .venv/test.done
 	$(BIN)/ruff format --check .

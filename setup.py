@@ -28,13 +28,21 @@ QUANTIZATION = [
     "tensorflow-model-optimization>=0.8.1,<0.9",
     "tf_keras>=2.21,<2.22",
 ]
-SERVING = [
-    *TENSORFLOW,
+# What serves .tflite files; TensorFlow comes on top for SavedModels and gRPC.
+LITERT_SERVING = [
+    "ai-edge-litert>=2.3,<3",
     "httptools>=0.6",
     "orjson>=3.10,<4",
+    "pillow>=11",
+    "protobuf>=6",
     "uvicorn>=0.30,<1",
     "uvloop>=0.19; sys_platform != 'win32'",
 ]
+GRPC = ["grpcio>=1.70,<2", "tensorflow-serving-api>=2.21,<2.22"]
+SERVING = [*TENSORFLOW, *LITERT_SERVING, *GRPC]
+# serving/client.py, and with GRPC its gRPC; serving/loadtest.
+CLIENT = ["httpx>=0.28,<1", "orjson>=3.10,<4", "tenacity>=9,<10"]
+LOADTEST = [*SERVING, "locust>=2.40,<3", "matplotlib>=3.8,<4", "psutil>=6"]
 # Pictures, and the digits that the quickstart trains on.
 EXAMPLES = ["matplotlib>=3.8,<4", "scikit-learn>=1.5,<2"]
 ALL = sorted({*DATASETS, *QUANTIZATION, *SERVING, *EXAMPLES})
@@ -46,7 +54,12 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["keras_muffnet", "keras_muffnet.*"]),
-    package_data={"keras_muffnet": ["py.typed"]},
+    package_data={"keras_muffnet": ["py.typed", "model_server/page.html"]},
+    entry_points={
+        "console_scripts": [
+            "muffnet-model-server=keras_muffnet.model_server.__main__:run"
+        ]
+    },
     python_requires=">=3.11,<3.12",
     # Keras's graph of nodes, which keras_muffnet/graph.py walks, is no public
     # interface: hence the narrow range.
@@ -56,15 +69,26 @@ setup(
         "datasets": DATASETS,
         "quantization": QUANTIZATION,
         "serving": SERVING,
+        "litert-serving": LITERT_SERVING,
+        "client": CLIENT,
+        "client-grpc": [*CLIENT, *TENSORFLOW, *GRPC],
+        "loadtest": LOADTEST,
         "all": ALL,
         "test": [
             *ALL,
+            *CLIENT,
+            *LOADTEST,
+            "check-jsonschema>=0.39,<1",
             "hypothesis>=6,<7",
             "jax>=0.10,<0.11",
+            "kubernetes-validate>=1.37,<2",
             "mypy>=2.4,<3",
+            "prometheus-client>=0.22,<1",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
+            "pyyaml>=6,<7",
             "ruff>=0.17,<0.18",
+            "selenium>=4.40,<5",
             "setuptools>=68",
             "torch==2.13.0",
             "wheel",

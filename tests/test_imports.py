@@ -36,8 +36,16 @@ ABOVE_CORE_REQUIRES = {
         "tensorflow_model_optimization",
         "tf_keras",
     },
-    # google: the protocol buffers that come with TensorFlow
-    "model_server": {"tensorflow", "google", "orjson", "uvicorn"},
+    # google: protocol buffers; tensorflow_serving and grpc: the gRPC service
+    "model_server": {
+        "PIL",
+        "google",
+        "grpc",
+        "orjson",
+        "tensorflow",
+        "tensorflow_serving",
+        "uvicorn",
+    },
 }
 
 

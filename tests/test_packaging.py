@@ -27,6 +27,7 @@ def test_wheel_is_complete_and_imports_elsewhere(run_python, tmp_path):
     assert inside == {
         *(str(path.relative_to(ROOT)) for path in sources),
         "keras_muffnet/py.typed",
+        "keras_muffnet/model_server/page.html",
     }
     site = tmp_path / "site"
     run_python(

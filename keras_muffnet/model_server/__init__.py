@@ -1,4 +1,4 @@
-"""An embedded model server that speaks TensorFlow Serving's REST API.
+"""An embedded model server that speaks TensorFlow Serving's REST and gRPC APIs.
 
 `ModelServer` loads on first use, so that importing this package starts
 neither TensorFlow nor a server.
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelServer"]
 
 _REQUIREMENTS = (
-    "tensorflow",
     "numpy",
+    "google.protobuf",
     "uvicorn",
     "httptools",
     "uvloop",

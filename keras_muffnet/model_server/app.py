@@ -4,39 +4,55 @@ import asyncio
 import json
 import logging
 import re
+import time
 import zlib
 from collections.abc import Awaitable
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import MutableMapping
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING
 from typing import Any
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from keras_muffnet.model_server import codec
+from keras_muffnet.model_server import examples
+from keras_muffnet.model_server import page
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
-
-if TYPE_CHECKING:
-    from keras_muffnet.model_server.servable import Servable
+from keras_muffnet.model_server.manager import ModelManager
+from keras_muffnet.model_server.metrics import Metrics
 
 # ASGI's types.
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 logger = logging.getLogger(__name__)
+access_logger = logging.getLogger(f"{__name__}.access")
 
 # Matched against the path as it was sent: a name may hold an escaped slash.
-_MODEL = r"/v1/models/(?P<model>[^/:]+)(/versions/(?P<version>[0-9]+))?"
+_MODEL = (
+    r"/v1/models/(?P<model>[^/:]+)"
+    r"(/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
+)
 _STATUS = re.compile(_MODEL, re.IGNORECASE)
 _METADATA = re.compile(_MODEL + "/metadata", re.IGNORECASE)
-_PREDICT = re.compile(_MODEL + ":predict", re.IGNORECASE)
+_RUN = re.compile(_MODEL + ":(?P<api>predict|classify|regress)", re.IGNORECASE)
 
 _MAX_UNPACKED = 100 * 2**20  # bytes of a gzip body
 _MAX_INT64 = 2**63 - 1
+
+_JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
+_CORS_HEADERS: Headers = (
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-headers", b"content-type"),
+)
 
 # Any other code is 500.
 _HTTP_STATUS = {
@@ -56,125 +72,218 @@ _HTTP_STATUS = {
 }
 
 
+class _Answer(NamedTuple):
+    """What a client gets."""
+
+    body: bytes
+    status: int = 200
+    headers: Headers = _JSON_HEADERS
+
+
 class App:
-    """Answers for one servable.
+    """Answers for all models of a manager.
 
     Args:
-        servable: What to serve.
+        manager: What to serve.
         executor: Where inference runs, so that the event loop stays free.
+        timeout: Seconds that an inference may take.
+        metrics: Counts requests, if given.
+        metrics_path: The path that answers with the metrics, if given.
+        cors: Whether pages of other origins may use the answers.
+        show_page: Whether `GET /` answers with a page to try models on.
     """
 
-    def __init__(self, servable: "Servable", executor: Executor):
-        self._servable = servable
+    def __init__(
+        self,
+        manager: ModelManager,
+        executor: Executor,
+        *,
+        timeout: float,
+        metrics: Metrics | None = None,
+        metrics_path: str | None = None,
+        cors: bool = False,
+        show_page: bool = True,
+    ):
+        self._manager = manager
         self._executor = executor
+        self._timeout = timeout
+        self._metrics = metrics
+        self._metrics_path = metrics_path
+        self._cors = cors
+        self._show_page = show_page
 
     async def __call__(
         self, scope: Message, receive: Receive, send: Send
     ) -> None:
         """Answers one HTTP request; ASGI's entry point."""
+        start = time.perf_counter()
         body = await _read_body(receive)
         if body is None:
             return
+        method, path = scope["method"], _raw_path(scope)
         try:
-            status, answer = 200, await self._answer(scope, body)
+            answer = await self._answer(method, path, scope["headers"], body)
         except ServingError as error:
             status = _HTTP_STATUS.get(error.code, 500)
-            answer = _to_json({"error": str(error)})
+            answer = _Answer(_to_json({"error": str(error)}), status)
         except asyncio.CancelledError:
             # The server stops, and this request has had its time to finish.
-            status, answer = 503, _to_json({"error": "The server is stopping"})
+            answer = _Answer(_to_json({"error": "The server is stopping"}), 503)
         except Exception:
-            logger.exception("%(method)s %(path)s failed", scope)
-            status, answer = 500, _to_json({"error": "Internal error"})
-        await _send_json(send, status, answer)
+            logger.exception("%s %s failed", method, path)
+            answer = _Answer(_to_json({"error": "Internal error"}), 500)
+        await self._send(send, answer)
+        if access_logger.isEnabledFor(logging.INFO):
+            record = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "client": scope["client"] and scope["client"][0],
+                "method": method,
+                "path": path,
+                "status": answer.status,
+                "milliseconds": round(1000 * (time.perf_counter() - start), 3),
+                "bytes_in": len(body),
+                "bytes_out": len(answer.body),
+            }
+            access_logger.info("%s", json.dumps(record))
 
-    async def _answer(self, scope: Message, body: bytes) -> bytes:
-        method = scope["method"]
-        path = scope["raw_path"].decode("latin-1")
-        if scope["query_string"]:
-            path += "?" + scope["query_string"].decode("latin-1")
+    async def _answer(
+        self, method: str, path: str, headers: Headers, body: bytes
+    ) -> _Answer:
         if method == "GET" and (match := _STATUS.fullmatch(path)):
-            return self._status(*_model_and_version(match))
+            return _Answer(self._status(_read_spec(match)))
         if method == "GET" and (match := _METADATA.fullmatch(path)):
-            return self._metadata(*_model_and_version(match))
-        if method == "POST" and (match := _PREDICT.fullmatch(path)):
-            loop = asyncio.get_running_loop()
-            packed = _is_gzip(scope["headers"])
-            return await loop.run_in_executor(
-                self._executor,
-                self._predict,
-                *_model_and_version(match),
-                body,
-                packed,
-            )
+            return _Answer(self._metadata(_read_spec(match)))
+        if method == "POST" and (match := _RUN.fullmatch(path)):
+            return _Answer(await self._run(match, headers, body))
+        if method == "OPTIONS" and _has_web_origin(headers):
+            return _Answer(b"")
+        if method == "GET" and path == self._metrics_path and self._metrics:
+            text = [(b"content-type", b"text/plain")]
+            return _Answer(self._metrics.render(), headers=text)
+        if method == "GET" and path == "/" and self._show_page:
+            models = self._manager.available().items()
+            return _Answer(page.render(models), headers=page.HEADERS)
         if method == "GET" and path.lower() == "/v1/models":
             raise invalid_argument("Missing model name in request.")
-        if path.lower().startswith("/v1/"):
+        if path.lower().startswith("/v1/") or method == "OPTIONS":
             raise invalid_argument(f"Malformed request: {method} {path}")
         raise ServingError(Code.NOT_FOUND, f"Not found: {method} {path}")
 
-    def _status(self, model: str, version: int | None) -> bytes:
-        if model != self._servable.name:
-            raise ServingError(
-                Code.NOT_FOUND, f"Could not find any versions of model {model}"
-            )
-        if version not in (None, self._servable.version):
-            raise ServingError(
-                Code.NOT_FOUND,
-                f"Could not find version {version} of model {model}",
-            )
-        entry = {
-            "version": str(self._servable.version),
-            "state": "AVAILABLE",
-            "status": {"error_code": "OK", "error_message": ""},
-        }
-        return _to_json({"model_version_status": [entry]})
+    async def _send(self, send: Send, answer: _Answer) -> None:
+        size = (b"content-length", b"%d" % len(answer.body))
+        cors = _CORS_HEADERS if self._cors else ()
+        headers = [*answer.headers, size, *cors]
+        start = {"type": "http.response.start", "status": answer.status}
+        await send({**start, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body})
 
-    def _metadata(self, model: str, version: int | None) -> bytes:
-        servable = self._find(model, version)
-        model_spec = {
-            "name": servable.name,
-            "signature_name": "",
-            "version": str(servable.version),
-        }
-        # Twice, because the inner one is a field of the outer one's message.
-        signature_def = {"signature_def": servable.signature_defs}
-        return _to_json(
+    def _status(self, spec: "_Spec") -> bytes:
+        # A label is ignored here, as TensorFlow Serving does.
+        entries = [
             {
-                "model_spec": model_spec,
-                "metadata": {"signature_def": signature_def},
+                "version": str(status.version),
+                "state": status.state.name,
+                "status": {
+                    "error_code": "OK"
+                    if status.error is None
+                    else status.error.code.name,
+                    "error_message": str(status.error or ""),
+                },
             }
-        )
+            for status in self._manager.statuses(spec.model, spec.version)
+        ]
+        return _to_json({"model_version_status": entries})
 
-    def _predict(
-        self, model: str, version: int | None, body: bytes, packed: bool
+    def _metadata(self, spec: "_Spec") -> bytes:
+        with self._manager.lease(*spec) as servable:
+            model_spec = {
+                "name": servable.name,
+                "signature_name": "",
+                "version": str(servable.version),
+            }
+            # Twice, because the inner one is a field of the outer's message.
+            signature_def = {"signature_def": servable.signature_defs}
+            return _to_json(
+                {
+                    "model_spec": model_spec,
+                    "metadata": {"signature_def": signature_def},
+                }
+            )
+
+    async def _run(
+        self, match: re.Match, headers: Headers, body: bytes
     ) -> bytes:
-        request = codec.parse(_unpack(body) if packed else body)
-        name = codec.signature_name(request)
-        servable = self._find(model, version)
-        signature = servable.signature(name)
-        inputs = codec.decode(request, signature.inputs)
-        outputs = servable.run(signature, inputs)
+        """Has a model run elsewhere, and counts that."""
+        start = time.perf_counter()
+        api, status = match["api"].lower(), "OK"
+        handle = {
+            "predict": self._predict,
+            "classify": self._classify,
+            "regress": self._regress,
+        }[api]
+        spec = _read_spec(match)
+        try:
+            answer = asyncio.get_running_loop().run_in_executor(
+                self._executor, handle, spec, body, _is_gzip(headers)
+            )
+            return await asyncio.wait_for(answer, self._timeout)
+        except TimeoutError:
+            status = Code.DEADLINE_EXCEEDED.name
+            raise ServingError(
+                Code.DEADLINE_EXCEEDED,
+                f"Timed out after {self._timeout:g} s",
+            ) from None
+        except ServingError as error:
+            status = error.code.name
+            raise
+        except Exception:
+            status = Code.INTERNAL.name
+            raise
+        finally:
+            if self._metrics is not None:
+                seconds = time.perf_counter() - start
+                self._metrics.observe(spec.model, api, "REST", status, seconds)
+
+    def _predict(self, spec: "_Spec", body: bytes, packed: bool) -> bytes:
+        request = _read_json(body, packed)
+        key = codec.signature_name(request)
+        with self._manager.lease(*spec) as servable:
+            signature = servable.signature(key)
+            inputs = codec.decode(request, signature.inputs)
+            outputs = servable.run(signature, inputs)
         return codec.encode(outputs, rows=codec.is_row_form(request))
 
-    def _find(self, model: str, version: int | None) -> "Servable":
-        servable = self._servable
-        if model == servable.name and version in (None, servable.version):
-            return servable
-        wanted = (
-            f"Latest({model})"
-            if version is None
-            else f"Specific({model}, {version})"
-        )
-        raise ServingError(
-            Code.NOT_FOUND, f"Servable not found for request: {wanted}"
-        )
+    def _classify(self, spec: "_Spec", body: bytes, packed: bool) -> bytes:
+        request = _read_json(body, packed)
+        key = codec.signature_name(request)
+        serialized = examples.parse_examples(request)
+        with self._manager.lease(*spec) as servable:
+            results = examples.classify(servable, key, serialized)
+        return examples.write_classifications(results)
+
+    def _regress(self, spec: "_Spec", body: bytes, packed: bool) -> bytes:
+        request = _read_json(body, packed)
+        key = codec.signature_name(request)
+        serialized = examples.parse_examples(request)
+        with self._manager.lease(*spec) as servable:
+            results = examples.regress(servable, key, serialized)
+        return examples.write_regressions(results)
 
 
-def _model_and_version(match: re.Match) -> tuple[str, int | None]:
+class _Spec(NamedTuple):
+    """Which version of which model is asked for."""
+
+    model: str
+    version: int | None
+    label: str | None
+
+
+def _read_spec(match: re.Match) -> _Spec:
     model = unquote(match["model"])
+    if match["label"] is not None:
+        return _Spec(model, None, unquote(match["label"]))
     if match["version"] is None:
-        return model, None
+        return _Spec(model, None, None)
     digits = match["version"].lstrip("0") or "0"
     # By length first, because Python refuses to read thousands of digits.
     if len(digits) > 19 or int(digits) > _MAX_INT64:
@@ -182,7 +291,14 @@ def _model_and_version(match: re.Match) -> tuple[str, int | None]:
             f"Expected a version of at most {_MAX_INT64}. "
             f"Received: {digits[:40]}"
         )
-    return model, int(digits)
+    return _Spec(model, int(digits), None)
+
+
+def _raw_path(scope: Message) -> str:
+    path = scope["raw_path"].decode("latin-1")
+    if scope["query_string"]:
+        path += "?" + scope["query_string"].decode("latin-1")
+    return path
 
 
 async def _read_body(receive: Receive) -> bytes | None:
@@ -204,6 +320,17 @@ def _is_gzip(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     )
 
 
+def _has_web_origin(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(
+        name == b"origin" and value.startswith((b"http://", b"https://"))
+        for name, value in headers
+    )
+
+
+def _read_json(body: bytes, packed: bool) -> Mapping[str, Any]:
+    return codec.parse(_unpack(body) if packed else body)
+
+
 def _unpack(body: bytes) -> bytes:
     """Unpacks gzip. What is damaged or too big counts as empty."""
     unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
@@ -218,14 +345,3 @@ def _to_json(value: Any) -> bytes:
     # Not orjson, which refuses the lone surrogates that a client may have
     # put into a name.
     return json.dumps(value).encode()
-
-
-async def _send_json(send: Send, status: int, body: bytes) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-    ]
-    await send(
-        {"type": "http.response.start", "status": status, "headers": headers}
-    )
-    await send({"type": "http.response.body", "body": body})

@@ -1,20 +1,17 @@
-"""One version of a SavedModel, loaded and ready to run."""
+"""One version of a model, loaded and ready to run."""
 
 import os
+import pathlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from google.protobuf import json_format
-from tensorflow.core.protobuf import config_pb2
-from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 
-from keras_muffnet.model_server.errors import Code
-from keras_muffnet.model_server.errors import ServingError
+from keras_muffnet.model_server.batching import Batcher
 from keras_muffnet.model_server.errors import invalid_argument
+from keras_muffnet.model_server.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -24,66 +21,37 @@ class Signature:
     Attributes:
         inputs: The dtype's name of each input, such as `"float32"`.
         outputs: The names of the outputs.
-        run: Takes one array for each input, in order, and returns one value
-            for each output.
+        run: Takes one array for each input, in order, and returns one array
+            for each output. Strings are object arrays of `bytes`. Raises
+            `ServingError`. Many threads may call it at a time.
     """
 
     inputs: Mapping[str, str]
     outputs: tuple[str, ...]
-    run: Callable[..., list[Any]]
+    run: Callable[..., list[np.ndarray]]
 
 
+@dataclass(frozen=True)
 class Servable:
-    """One version of a SavedModel, in a graph and a session of its own.
-
-    The v1 loader is used because a session raises the graph's own error, with
-    its code, and does not compare a request with the signature's static
-    shapes: a fully convolutional network takes images of any size.
-
-    Args:
-        path: The version's folder. It is only read.
-        name: The model's name.
-        version: The version's number.
+    """One version of a model, whatever runs it.
 
     Attributes:
+        name: The model's name.
+        version: The version's number.
+        signatures: The signatures that can be run, by name.
         signature_defs: Every signature as the JSON form of its `SignatureDef`.
-
-    Raises:
-        ValueError: The folder holds no SavedModel with the tag `serve`.
+        close: Cancels what is running, where that is possible, and frees the
+            model.
     """
 
-    def __init__(self, path: str | os.PathLike, name: str, version: int):
-        self.name = name
-        self.version = version
-        self._session = tf.compat.v1.Session(graph=tf.Graph())
-        try:
-            with self._session.graph.as_default():
-                meta_graph = tf.compat.v1.saved_model.load(
-                    self._session, [tf.saved_model.SERVING], os.fspath(path)
-                )
-            # What has no inputs is an initializer, which has run.
-            self._signatures = {
-                key: _make_signature(self._session, signature_def)
-                for key, signature_def in meta_graph.signature_def.items()
-                if signature_def.inputs
-            }
-        except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
-            self._session.close()
-            raise ValueError(
-                f"Expected a SavedModel with the tag 'serve' in {path}. "
-                f"Received: {' '.join(str(error).split())}"
-            ) from error
-        self.signature_defs = {
-            key: json_format.MessageToDict(
-                signature_def,
-                preserving_proto_field_name=True,
-                always_print_fields_with_no_presence=True,
-            )
-            for key, signature_def in meta_graph.signature_def.items()
-        }
+    name: str
+    version: int
+    signatures: Mapping[str, Signature]
+    signature_defs: Mapping[str, Mapping[str, Any]]
+    close: Callable[[], None]
 
     def signature(self, key: str) -> Signature:
-        """Returns the signature named `key`.
+        """Returns the signature named `key`, for a request in JSON.
 
         Raises:
             ServingError: The model has no such signature, or it takes no
@@ -93,16 +61,17 @@ class Servable:
             raise invalid_argument(
                 f'Serving signature name: "{key}" not found in signature def'
             )
-        if key not in self._signatures:
+        signature = self.signatures.get(key)
+        if signature is None or not signature.inputs:
             raise invalid_argument(
                 f"Failed to get input map for signature: {key}"
             )
-        return self._signatures[key]
+        return signature
 
     def run(
         self, signature: Signature, inputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Runs the graph once. Many threads may do so at a time.
+        """Runs the model once. Many threads may do so at a time.
 
         Args:
             signature: One of this servable's signatures.
@@ -116,41 +85,52 @@ class Servable:
             ServingError: An operation failed; it has that operation's code.
         """
         arrays = [inputs[name] for name in signature.inputs]
-        try:
-            values = signature.run(*arrays)
-        except tf.errors.OpError as error:
-            raise ServingError(Code(error.error_code), error.message) from error
-        return dict(zip(signature.outputs, map(_to_array, values), strict=True))
-
-    def close(self) -> None:
-        """Cancels what is running and frees the session.
-
-        A loop of very cheap operations does not notice; TensorFlow then waits
-        for it to end.
-        """
-        self._session.close()
+        values = signature.run(*arrays)
+        return dict(zip(signature.outputs, values, strict=True))
 
 
-def _make_signature(
-    session: tf.compat.v1.Session, signature_def: SignatureDef
-) -> Signature:
-    inputs = dict(sorted(signature_def.inputs.items()))
-    outputs = dict(sorted(signature_def.outputs.items()))
-    options = config_pb2.CallableOptions(
-        feed=[info.name for info in inputs.values()],
-        fetch=[info.name for info in outputs.values()],
+def load(
+    path: str | os.PathLike[str],
+    name: str,
+    version: int,
+    *,
+    runtime: str = "auto",
+    batcher: Batcher | None = None,
+    metrics: Metrics | None = None,
+) -> Servable:
+    """Loads a version, and runs its warm-up requests.
+
+    Args:
+        path: The version's folder. It is only read.
+        name: The model's name.
+        version: The version's number.
+        runtime: `"tensorflow"` for a SavedModel, `"litert"` for a `.tflite`
+            file, `"auto"` for a SavedModel where there is one.
+        batcher: Joins requests of several callers, if given.
+        metrics: Counts what TensorFlow runs, if given.
+
+    Raises:
+        ValueError: The folder holds no such model.
+        ImportError: The runtime is not installed.
+        ServingError: A warm-up request failed.
+    """
+    is_litert = runtime == "litert" or (
+        runtime == "auto"
+        and not pathlib.Path(path, "saved_model.pb").exists()
+        and any(pathlib.Path(path).glob("*.tflite"))
     )
-    # `Session.make_callable` has no public form that takes feeds without
-    # checking their shapes.
-    run = session._make_callable_from_options(options)
-    dtypes = {
-        name: tf.dtypes.as_dtype(info.dtype).name
-        for name, info in inputs.items()
-    }
-    return Signature(dtypes, tuple(outputs), run)
+    # Here, because each needs a package that the other does not.
+    if is_litert:
+        from keras_muffnet.model_server.litert_runtime import load_litert
 
+        return load_litert(path, name, version)
+    from keras_muffnet.model_server.tensorflow_runtime import load_saved_model
+    from keras_muffnet.model_server.warmup import warm_up
 
-def _to_array(value: Any) -> np.ndarray:
-    # A session returns a scalar string as bytes, which NumPy would hold
-    # without its trailing zeros unless told to keep the object.
-    return np.asarray(value, dtype=object if isinstance(value, bytes) else None)
+    servable = load_saved_model(path, name, version, batcher, metrics)
+    try:
+        warm_up(servable, path)
+    except BaseException:
+        servable.close()
+        raise
+    return servable

@@ -1,5 +1,6 @@
 """Starts and stops the server."""
 
+import logging
 import os
 import socket
 import threading
@@ -8,88 +9,242 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import uvicorn
 
+from keras_muffnet.model_server import configuration
 from keras_muffnet.model_server.app import App
+from keras_muffnet.model_server.batching import Batcher
+from keras_muffnet.model_server.batching import BatchingParameters
+from keras_muffnet.model_server.configuration import ModelConfig
+from keras_muffnet.model_server.errors import ServingError
+from keras_muffnet.model_server.manager import ModelManager
+from keras_muffnet.model_server.metrics import Metrics
+from keras_muffnet.model_server.servable import load
 
-if TYPE_CHECKING:
-    from keras_muffnet.model_server.servable import Servable
+logger = logging.getLogger(__name__)
 
-_INFERENCE_THREADS = 32  # requests in inference at a time; others wait
+# Requests in inference at a time; others wait. Those that wait for others of
+# their batch count, hence more of them with batching.
+_INFERENCE_THREADS = 32
+_BATCHING_THREADS = 256
 _KEEP_ALIVE = 75  # seconds that an idle connection stays open
 _GRACE = 2  # seconds that a stop waits, for requests and then for inference
 
 
 class ModelServer:
-    """Serves the latest version of a SavedModel from a thread.
+    """Serves models from threads of its own.
 
     ```python
     with ModelServer("/models/muffnet", model_name="muffnet") as server:
         url = f"{server.url}/v1/models/muffnet:predict"
     ```
 
-    The server answers from when `__enter__` returns until `__exit__` is called,
-    which gives requests two seconds to finish and cancels the rest.
+    The server answers from when `__enter__` returns, with every model loaded,
+    until `__exit__` is called, which gives requests two seconds to finish and
+    cancels the rest. Paths are those of files and folders on this machine.
 
     Args:
-        model_base_path: Absolute path of the folder that holds one SavedModel
-            for each version, in folders named by number.
-        model_name: The model's name in URLs.
-        port: TCP port; 0 picks a free one.
+        model_base_path: Absolute path of the folder that holds one model for
+            each version, in folders named by number. The largest is served.
+        model_name: That model's name.
+        model_config_file: A text proto `ModelServerConfig` with models and
+            their versions and labels, instead of `model_base_path`.
+        port: TCP port of REST; 0 picks a free one.
+        grpc_port: TCP port of gRPC; 0 picks a free one, None has none.
         host: Address to listen on.
+        runtime: `"tensorflow"` serves SavedModels, `"litert"` `.tflite` files,
+            `"auto"` what a version's folder holds.
+        enable_batching: Whether requests of several clients are joined.
+        batching_parameters_file: A text proto `BatchingParameters`, for
+            `enable_batching`.
+        monitoring_config_file: A text proto `MonitoringConfig`.
+        timeout: Seconds that a REST request may take.
+        file_system_poll_seconds: How often folders are looked at for versions;
+            0 or less for never again.
+        config_poll_seconds: How often `model_config_file` is read again; 0 for
+            never.
+        allow_labels_for_unavailable: Whether a new label may be given to a
+            version that is not loaded.
+        cors: Whether pages of other origins may use the REST API.
+        show_page: Whether `GET /` answers with a page to try models on.
 
     Attributes:
         url: `http://HOST:PORT`, while the server runs.
-        version: The number of the version served, while the server runs.
+        grpc_port: The port of gRPC, while the server runs with it.
 
     Raises:
-        ValueError: `model_base_path` is no absolute path of a folder with a
-            version in it, `port` is no port, or, on `__enter__`, the latest
-            version is no SavedModel.
-        OSError: On `__enter__`, the port cannot be listened on.
+        ValueError: An argument or a file that it names is wrong, or, on
+            `__enter__`, a model has no version that loads.
+        ImportError: On `__enter__`, a package that is needed is not installed.
+        OSError: A file cannot be read, or, on `__enter__`, a port cannot be
+            listened on.
     """
 
     url: str
-    version: int
 
     def __init__(
         self,
-        model_base_path: str | os.PathLike,
+        model_base_path: str | os.PathLike[str] | None = None,
         *,
         model_name: str = "default",
+        model_config_file: str | os.PathLike[str] | None = None,
         port: int = 0,
+        grpc_port: int | None = None,
         host: str = "127.0.0.1",
+        runtime: str = "auto",
+        enable_batching: bool = False,
+        batching_parameters_file: str | os.PathLike[str] | None = None,
+        monitoring_config_file: str | os.PathLike[str] | None = None,
+        timeout: float = 30.0,
+        file_system_poll_seconds: float = 1.0,
+        config_poll_seconds: float = 0.0,
+        allow_labels_for_unavailable: bool = False,
+        cors: bool = False,
+        show_page: bool = True,
     ):
-        if not 0 <= port <= 65535:
+        for name, number in (("port", port), ("grpc_port", grpc_port or 0)):
+            if not 0 <= number <= 65535:
+                raise ValueError(
+                    f"`{name}` must be from 0 to 65535. "
+                    f"Received: {name}={number}"
+                )
+        if runtime not in ("auto", "tensorflow", "litert"):
             raise ValueError(
-                f"`port` must be from 0 to 65535. Received: port={port}"
+                "`runtime` must be 'auto', 'tensorflow' or 'litert'. "
+                f"Received: runtime={runtime!r}"
             )
-        self._path = _latest_version(Path(model_base_path))
-        self._model_name = model_name
+        if not timeout > 0:
+            raise ValueError(
+                f"`timeout` must be a positive number. Received: {timeout}"
+            )
+        if (model_base_path is None) == (model_config_file is None):
+            raise ValueError(
+                "One of `model_base_path` and `model_config_file` must be "
+                f"given. Received: {model_base_path!r}, {model_config_file!r}"
+            )
+        self._config_file = model_config_file
+        if model_base_path is not None:
+            self._configs = configuration.single_model(
+                model_name, model_base_path
+            )
+        else:
+            self._configs = self._read_configs()
+        if batching_parameters_file is not None and not enable_batching:
+            raise ValueError(
+                "`batching_parameters_file` needs `enable_batching`. "
+                f"Received: {os.fspath(batching_parameters_file)!r}"
+            )
+        self._batching: BatchingParameters | None = None
+        if batching_parameters_file is not None:
+            self._batching = configuration.read_batching_parameters(
+                batching_parameters_file
+            )
+        elif enable_batching:
+            self._batching = BatchingParameters()
+        self._metrics_path: str | None = None
+        if monitoring_config_file is not None:
+            self._metrics_path = configuration.read_monitoring_config(
+                monitoring_config_file
+            )
         self._address = (host, port)
+        self.grpc_port = grpc_port
+        self._runtime = runtime
+        self._allow_labels = allow_labels_for_unavailable
+        self._polls = (file_system_poll_seconds, config_poll_seconds)
+        self._app_options: dict[str, Any] = {
+            "timeout": timeout,
+            "cors": cors,
+            "show_page": show_page,
+        }
 
     def __enter__(self) -> "ModelServer":
-        # Here, because it imports TensorFlow.
-        from keras_muffnet.model_server.servable import Servable
-
-        version = int(self._path.name)
+        host = self._address[0]
+        metrics = Metrics() if self._metrics_path else None
         with ExitStack() as undo:
-            servable = Servable(self._path, self._model_name, version)
-            executor = ThreadPoolExecutor(_INFERENCE_THREADS)
-            undo.callback(_release, servable, executor)
+            batcher = None
+            if self._batching is not None:
+                batcher = Batcher(self._batching, metrics)
+            manager = ModelManager(
+                partial(
+                    load,
+                    runtime=self._runtime,
+                    batcher=batcher,
+                    metrics=metrics,
+                ),
+                allow_labels_for_unavailable=self._allow_labels,
+                metrics=metrics,
+            )
+            threads = _BATCHING_THREADS if batcher else _INFERENCE_THREADS
+            executor = ThreadPoolExecutor(threads)
+            undo.callback(_release, manager, executor, batcher)
+            try:
+                manager.configure(self._configs)
+            except ServingError as error:
+                raise ValueError(str(error)) from error
+            undo.callback(self._start_polling(manager))
             listener = undo.enter_context(socket.create_server(self._address))
-            host, port = listener.getsockname()
-            undo.callback(_start(App(servable, executor), listener))
+            app = App(
+                manager,
+                executor,
+                metrics=metrics,
+                metrics_path=self._metrics_path,
+                **self._app_options,
+            )
+            if self.grpc_port is not None:
+                # Here, because its stubs import TensorFlow.
+                from keras_muffnet.model_server.grpc_service import GrpcServer
+
+                address = (host, self.grpc_port)
+                grpc_server = GrpcServer(
+                    manager, executor, metrics, address, _GRACE
+                )
+                undo.callback(grpc_server.close)
+                self.grpc_port = grpc_server.port
+            undo.callback(_start(app, listener))
             self._undo = undo.pop_all()
-        self.url = f"http://{host}:{port}"
-        self.version = version
+        self._manager = manager
+        self.url = f"http://{host}:{listener.getsockname()[1]}"
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._undo.close()
+
+    @property
+    def versions(self) -> dict[str, list[int]]:
+        """The versions loaded of each model, newest first."""
+        return self._manager.available()
+
+    def _read_configs(self) -> list[ModelConfig]:
+        assert self._config_file is not None
+        return configuration.read_model_configs(self._config_file)
+
+    def _start_polling(self, manager: ModelManager) -> Callable[[], None]:
+        """Looks for new versions and configurations; returns what ends it."""
+        stop = threading.Event()
+
+        def repeat(task: Callable[[], None], seconds: float) -> None:
+            while not stop.wait(seconds):
+                try:
+                    task()
+                except Exception as error:
+                    logger.error("%s", error)
+
+        def reload() -> None:
+            configs = self._read_configs()
+            if configs != self._configs:
+                self._configs = configs
+                manager.configure(configs)
+
+        tasks = zip((manager.poll, reload), self._polls, strict=True)
+        for task, seconds in tasks:
+            if seconds > 0 and (task is not reload or self._config_file):
+                threading.Thread(
+                    target=repeat, args=(task, seconds), daemon=True
+                ).start()
+        return stop.set
 
 
 def _start(app: App, listener: socket.socket) -> Callable[[], None]:
@@ -111,11 +266,15 @@ def _start(app: App, listener: socket.socket) -> Callable[[], None]:
     return stop
 
 
-def _release(servable: "Servable", executor: Executor) -> None:
-    """Frees the model; leaves behind an inference that cannot be cancelled."""
+def _release(
+    manager: ModelManager, executor: Executor, batcher: Batcher | None
+) -> None:
+    """Frees the models; leaves behind what cannot be cancelled."""
 
     def release() -> None:
-        servable.close()
+        if batcher is not None:
+            batcher.close()
+        manager.close()
         executor.shutdown(cancel_futures=True)
 
     thread = threading.Thread(target=release, daemon=True)
@@ -137,22 +296,3 @@ def _config(app: App) -> uvicorn.Config:
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=_GRACE,
     )
-
-
-def _latest_version(base_path: Path) -> Path:
-    if not base_path.is_absolute() or not base_path.is_dir():
-        raise ValueError(
-            "`model_base_path` must be the absolute path of a folder. "
-            f"Received: model_base_path={str(base_path)!r}"
-        )
-    versions = [
-        path
-        for path in base_path.iterdir()
-        if path.name.isascii() and path.name.isdecimal() and path.is_dir()
-    ]
-    if not versions:
-        raise ValueError(
-            "`model_base_path` must hold a folder named by a version number, "
-            f"such as 1. Received: model_base_path={str(base_path)!r}"
-        )
-    return max(versions, key=lambda path: int(path.name))

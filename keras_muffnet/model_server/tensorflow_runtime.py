@@ -1,0 +1,127 @@
+"""Runs SavedModels."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf import json_format
+from tensorflow.core.protobuf import config_pb2
+from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
+
+from keras_muffnet.model_server.batching import Batcher
+from keras_muffnet.model_server.errors import Code
+from keras_muffnet.model_server.errors import ServingError
+from keras_muffnet.model_server.errors import invalid_argument
+from keras_muffnet.model_server.metrics import Metrics
+from keras_muffnet.model_server.servable import Servable
+from keras_muffnet.model_server.servable import Signature
+
+
+def load_saved_model(
+    path: str | os.PathLike[str],
+    name: str,
+    version: int,
+    batcher: Batcher | None = None,
+    metrics: Metrics | None = None,
+) -> Servable:
+    """Loads a SavedModel, in a graph and a session of its own.
+
+    The v1 loader is used because a session raises the graph's own error, with
+    its code, and does not compare a request with the signature's static
+    shapes: a fully convolutional network takes images of any size.
+
+    Args:
+        path: The version's folder. It is only read.
+        name: The model's name.
+        version: The version's number.
+        batcher: Joins requests of several callers, if given.
+        metrics: Counts the runs, if given.
+
+    Raises:
+        ValueError: The folder holds no SavedModel with the tag `serve`.
+    """
+    session = tf.compat.v1.Session(graph=tf.Graph())
+    try:
+        with session.graph.as_default():
+            meta_graph = tf.compat.v1.saved_model.load(
+                session, [tf.saved_model.SERVING], os.fspath(path)
+            )
+        signatures = {
+            key: _make_signature(session, signature_def, batcher, metrics)
+            for key, signature_def in meta_graph.signature_def.items()
+            # What has no outputs either is an initializer, which has run.
+            if signature_def.outputs and key != "__saved_model_init_op"
+        }
+    except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
+        session.close()
+        raise ValueError(
+            f"Expected a SavedModel with the tag 'serve' in {path}. "
+            f"Received: {' '.join(str(error).split())}"
+        ) from error
+    signature_defs = {
+        key: json_format.MessageToDict(
+            signature_def,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+        )
+        for key, signature_def in meta_graph.signature_def.items()
+    }
+    # Closing cancels what is running. A loop of very cheap operations does not
+    # notice; TensorFlow then waits for it to end.
+    return Servable(name, version, signatures, signature_defs, session.close)
+
+
+def _make_signature(
+    session: tf.compat.v1.Session,
+    signature_def: SignatureDef,
+    batcher: Batcher | None,
+    metrics: Metrics | None,
+) -> Signature:
+    inputs = dict(sorted(signature_def.inputs.items()))
+    outputs = dict(sorted(signature_def.outputs.items()))
+    options = config_pb2.CallableOptions(
+        feed=[info.name for info in inputs.values()],
+        fetch=[info.name for info in outputs.values()],
+    )
+    # `Session.make_callable` has no public form that takes feeds without
+    # checking their shapes.
+    run = _wrap(session._make_callable_from_options(options), metrics)
+    dtypes = {
+        name: tf.dtypes.as_dtype(info.dtype).name
+        for name, info in inputs.items()
+    }
+    if batcher is not None and inputs:
+        run = batcher.wrap(run)
+    return Signature(dtypes, tuple(outputs), run)
+
+
+def _wrap(
+    call: Callable[..., list[Any]], metrics: Metrics | None
+) -> Callable[..., list[np.ndarray]]:
+    """Gives a session's callable the form of `Signature.run`."""
+
+    def run(*arrays: np.ndarray) -> list[np.ndarray]:
+        start = time.perf_counter()
+        try:
+            return [_to_array(value) for value in call(*arrays)]
+        except tf.errors.OpError as error:
+            raise ServingError(Code(error.error_code), error.message) from error
+        except UnicodeDecodeError as error:
+            # The graph's own error, with a client's bytes in its text, which
+            # TensorFlow cannot raise. Its code is lost.
+            text = error.object.decode(errors="replace")
+            raise invalid_argument(text) from error
+        finally:
+            if metrics is not None:
+                metrics.observe_graph_run(time.perf_counter() - start)
+
+    return run
+
+
+def _to_array(value: Any) -> np.ndarray:
+    # A session returns a scalar string as bytes, which NumPy would hold
+    # without its trailing zeros unless told to keep the object.
+    return np.asarray(value, dtype=object if isinstance(value, bytes) else None)
