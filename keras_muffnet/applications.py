@@ -11,6 +11,7 @@ from keras import layers
 
 from keras_muffnet.blocks import channel_axis
 from keras_muffnet.federation import positive_integer
+from keras_muffnet.graph import trace
 from keras_muffnet.layers import standardize_data_format
 from keras_muffnet.muffnet import muffnet_features
 from keras_muffnet.presets import PAPER_NOTATION
@@ -187,6 +188,21 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     if isinstance(x, (np.ndarray, np.generic, list, tuple)):
         return (np.asarray(x, dtype=keras.config.floatx()) - 128) / 128
     return (keras.ops.cast(x, keras.config.floatx()) - 128) / 128
+
+
+def scales_pixels(model: keras.Model) -> bool:
+    """Tells whether a model takes pixels as they are, in [0, 255].
+
+    So it is taken to be if the first thing that it does is a
+    `keras.layers.Rescaling` or a `keras.layers.Normalization`. All others are
+    taken to want pixels scaled by `preprocess_input`.
+
+    Args:
+        model: a functional or sequential model.
+    """
+    first = trace(model).calls[0].operation
+    scaling = (keras.layers.Normalization, keras.layers.Rescaling)
+    return isinstance(first, scaling)
 
 
 def decode_predictions(

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from collections.abc import Iterator
 
 
@@ -32,3 +33,44 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         os.replace(aside / path.name, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_version(
+    base_path: str | os.PathLike[str],
+    write: Callable[[pathlib.Path], object],
+) -> pathlib.Path:
+    """Writes the next version of a model below a TF Serving base path.
+
+    Args:
+        base_path: folder of the versions; it may not exist yet.
+        write: fills the folder that it is given. That one lies aside, under a
+            name that no server takes for a version.
+
+    Returns:
+        The folder `base_path/N`. N is one above the largest version that is
+        there when all is written, or 1: of two that write at a time each gets
+        a number of its own.
+    """
+    base_path = pathlib.Path(base_path)
+    base_path.mkdir(parents=True, exist_ok=True)
+    aside = pathlib.Path(tempfile.mkdtemp(prefix=".writing-", dir=base_path))
+    try:
+        folder = aside / "version"
+        folder.mkdir()
+        write(folder)
+        while True:
+            version = base_path / str(1 + max(_versions(base_path), default=0))
+            try:
+                # Of an existing folder that is not empty it is an error.
+                folder.rename(version)
+                return version
+            except OSError:
+                if not version.exists():
+                    raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _versions(base_path: pathlib.Path) -> list[int]:
+    names = [entry.name for entry in base_path.iterdir()]
+    return [int(n) for n in names if n.isascii() and n.isdecimal()]

@@ -185,7 +185,12 @@ def embed_metadata(
         "content": {"content_properties": (_FEATURE, {})},
     }
     if labels is not None:
-        _check_labels(labels, *_shape(answer)[-1:])
+        check_labels(labels, (_shape(answer) or (1,))[-1])
+        if len(set(labels)) != len(labels):
+            twice = sorted({x for x in labels if labels.count(x) > 1})
+            raise ValueError(
+                f"`labels` must be unique. Received twice: {twice}"
+            )
         file = {"name": _LABELS_FILE, "type": _TENSOR_AXIS_LABELS}
         outputs["associated_files"] = [file]
     graph = {
@@ -382,7 +387,16 @@ def _per_channel(argument: str, value: Any, channels: int) -> np.ndarray:
     return np.broadcast_to(values, channels).astype(np.float32)
 
 
-def _check_labels(labels: Sequence[str], count: int = 1) -> None:
+def check_labels(labels: Sequence[str], count: int) -> None:
+    """Checks names of classes.
+
+    Args:
+        labels: the names.
+        count: how many there must be.
+
+    Raises:
+        ValueError: if they are not as many strings, each a line of text.
+    """
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         raise ValueError(
             f"`labels` must be a sequence of strings. Received: {labels!r}"
@@ -398,9 +412,6 @@ def _check_labels(labels: Sequence[str], count: int = 1) -> None:
                 "`labels` must be strings with text, of one line each. "
                 f"Received: {label!r}"
             )
-    if len(set(labels)) != len(labels):
-        twice = sorted({x for x in labels if labels.count(x) > 1})
-        raise ValueError(f"`labels` must be unique. Received twice: {twice}")
     if len(labels) != count:
         raise ValueError(
             f"`labels` must be {count}, as many as the output's last axis. "

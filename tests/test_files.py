@@ -1,5 +1,9 @@
+import threading
+
 import pytest
 
+from keras_muffnet import files
+from keras_muffnet.files import write_version
 from keras_muffnet.files import written_aside
 
 
@@ -33,3 +37,62 @@ def test_folder_appears_whole_and_is_never_replaced(tmp_path):
     with refused, written_aside(tmp_path / "1"):
         raise AssertionError("nothing may run here")
     assert (tmp_path / "1" / "x").read_text() == "x"
+
+
+def test_versions_count_up_past_what_is_there(tmp_path):
+    base = tmp_path / "new" / "model"
+    assert write_version(base, lambda folder: None) == base / "1"
+    for name in ("007", "-9", "\u0669\u0669", "8.5", ".writing-9"):
+        (base / name).mkdir()
+    # A file counts too: no folder could take its name.
+    (base / "11").write_text("")
+    assert write_version(base, lambda folder: None) == base / "12"
+    assert (base / "11").read_text() == ""
+
+
+def test_two_that_write_at_a_time_get_a_version_each(tmp_path):
+    together = threading.Barrier(4)
+
+    def export(number):
+        def write(folder):
+            (folder / "number").write_text(str(number))
+            together.wait(timeout=30)
+
+        write_version(tmp_path, write)
+
+    threads = [threading.Thread(target=export, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "3", "4"]
+    numbers = {(p / "number").read_text() for p in tmp_path.iterdir()}
+    assert numbers == {"0", "1", "2", "3"}
+
+
+def test_a_version_that_appears_at_the_last_moment_stays(tmp_path, monkeypatch):
+    look = files._versions
+    calls = []
+
+    def look_too_early(base_path):
+        found = look(base_path)
+        if not calls:
+            (tmp_path / "1").mkdir()
+            (tmp_path / "1" / "mine").write_text("")
+        calls.append(found)
+        return found
+
+    monkeypatch.setattr(files, "_versions", look_too_early)
+    assert write_version(tmp_path, lambda folder: None) == tmp_path / "2"
+    assert calls == [[], [1]]
+    assert (tmp_path / "1" / "mine").exists()
+
+
+def test_a_version_that_fails_leaves_nothing(tmp_path):
+    def write(folder):
+        (folder / "half").write_text("")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_version(tmp_path, write)
+    assert list(tmp_path.iterdir()) == []

@@ -267,13 +267,9 @@ def load_model(
 
 def default_normalization(model: Any) -> tuple[float, float]:
     """How pixels are scaled for the model, as mean and standard deviation."""
-    import keras
+    from keras_muffnet.applications import scales_pixels
 
-    from keras_muffnet.graph import trace
-
-    first = trace(model).calls[0].operation
-    scaling = (keras.layers.Normalization, keras.layers.Rescaling)
-    return (0.0, 1.0) if isinstance(first, scaling) else (128.0, 128.0)
+    return (0.0, 1.0) if scales_pixels(model) else (128.0, 128.0)
 
 
 def fine_tune(

@@ -4,7 +4,9 @@ from keras_muffnet.optional import load_optional
 
 load_optional("tensorflow", extra="tensorflow")
 
-from keras_muffnet.export.saved_model import export_litert as export_litert
+from keras_muffnet.export.decoding import decode_images as decode_images
+from keras_muffnet.export.litert import export_litert as export_litert
+from keras_muffnet.export.litert import publish_litert as publish_litert
 from keras_muffnet.export.saved_model import (
     export_saved_model as export_saved_model,
 )

@@ -1,193 +1,266 @@
-"""SavedModels in TF Serving's layout, and float LiteRT files made of them."""
+"""SavedModels in TF Serving's layout."""
 
 import os
 import pathlib
 import tempfile
-from typing import Any
+from collections.abc import Callable
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
+from tensorflow.core.framework.tensor_pb2 import TensorProto
 
 from keras_muffnet.applications import preprocess_input
-from keras_muffnet.files import written_aside
-from keras_muffnet.litert import read_operations
+from keras_muffnet.applications import scales_pixels
+from keras_muffnet.export.checks import image_shape
+from keras_muffnet.export.decoding import MAX_PIXELS
+from keras_muffnet.export.decoding import decode_images
+from keras_muffnet.export.model_card import model_card
+from keras_muffnet.export.warm_up import write_warm_up
+from keras_muffnet.federation import positive_integer
+from keras_muffnet.files import write_version
+from keras_muffnet.graph import trace
+from keras_muffnet.litert_metadata import check_labels
 
-# Operations of a file whose weights were not frozen: right answers, ten times
-# slower.
-_UNFROZEN = {"VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"}
+Tensors = dict[str, tf.Tensor]
+Serve = Callable[[tf.Tensor], Tensors]
+
+# Layers that give on what they get, in another shape at most.
+_PASSING = (
+    keras.layers.Flatten,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+)
+# Height and width of a warm-up image for a model of free size.
+_WARM_UP_SIZE = 224
 
 
 def export_saved_model(
-    model: keras.Model, base_path: str | os.PathLike[str]
+    model: keras.Model,
+    base_path: str | os.PathLike[str],
+    *,
+    labels: Sequence[str] | None = None,
+    top_k: int = 5,
+    preprocess: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> pathlib.Path:
     """Writes a model as the next version below a TF Serving base path.
 
-    The SavedModel has two signatures, both with a free batch size and one
-    output, `predictions`:
+    The SavedModel has two signatures with a free batch size:
 
     * `serving_default`, input `images`: float32 `(batch, height, width,
-      channels)`, scaled by `keras_muffnet.preprocess_input`.
+      channels)`, scaled as the model takes them. Height and width are free
+      where the model's are. Output `predictions`: float32, what the model
+      answers, also from a model of mixed precision.
     * `serving_bytes`, input `image_bytes`: strings `(batch,)`, each an encoded
-      PNG, JPEG, GIF (first frame) or BMP image of any size, which is decoded,
-      resized and scaled in the graph. Over REST, `{"b64": "..."}`. Only for
-      models with a static input size and 1 or 3 channels.
+      image of any size (see `decode_images` for formats, resizing, and the
+      error for a bad one), scaled by `preprocess`. Over REST, `{"b64": "..."}`.
+      Output `predictions` and, where `labels` are given, the best classes,
+      best first: `classes`, strings `(batch, top_k)`, and `scores`, float32
+      `(batch, top_k)`, which are probabilities: the softmax of what the model
+      answers if its last layer has no activation. Only for models with a
+      static input size and 1 or 3 channels.
+
+    Beside it the folder holds a model card, `README.md`, the labels,
+    `assets/labels.txt`, the model's configuration, `assets.extra/config.json`,
+    and requests that TF Serving warms it up with.
 
     Args:
         model: a Keras model with one image input and one output.
-        base_path: folder of the versions; it may not exist yet.
+        base_path: folder of the versions; it may not exist yet. Its name
+            stands for the model's in the model card.
+        labels: names of the classes, as many as the output's last axis.
+        top_k: how many of the classes `serving_bytes` names; all, if there are
+            fewer.
+        preprocess: scales float32 pixels in [0, 255], `(batch, height, width,
+            channels)`, for the model, in TensorFlow. Defaults to
+            `keras_muffnet.preprocess_input`, or to nothing where one of the
+            model's first layers scales pixels; see
+            `keras_muffnet.applications.scales_pixels`.
+        max_pixels: the most pixels of an encoded image, against small files
+            that fill the memory once decoded.
 
     Returns:
-        The folder written, `base_path/N` with N one above the largest version
-        that is there, or 1. It appears under that name only when it is whole.
+        The folder written, `base_path/N`; N is as `files.write_version`
+        chooses it.
 
     Raises:
-        ValueError: if the model is not of that kind, or Keras does not run on
-            TensorFlow.
+        ValueError: if the model is not of that kind, an argument not as told
+            above, or Keras does not run on TensorFlow.
     """
-    height, width, channels = _image_shape(model)
+    shape = image_shape(model)
+    encoded_shape = _encoded_shape(shape)
+    if labels is not None:
+        _check_classes(model, labels, top_k)
+    scaling = "scaled by `preprocess`"
+    if preprocess is None:
+        preprocess, scaling = _default_preprocess(model)
     base_path = pathlib.Path(base_path)
-    version = 1 + max(_versions(base_path), default=0)
-    archive = keras.export.ExportArchive()
-    archive.track(model)
 
-    def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"predictions": model(images, training=False)}
+    images = tf.TensorSpec((None, *shape), tf.float32, name="images")
 
-    archive.add_endpoint(
-        "serving_default",
-        predict,
-        [
-            tf.TensorSpec(
-                (None, height, width, channels), tf.float32, name="images"
-            )
-        ],
-    )
-    if height is not None and width is not None and channels in (1, 3):
+    # A function of its own, so that the model is traced and written once.
+    @tf.function(input_signature=[images], autograph=False)
+    def predict(images: tf.Tensor) -> Tensors:
+        answer = model(images, training=False)
+        return {"predictions": tf.cast(answer, tf.float32)}
 
-        def predict_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-            return predict(decode_images(image_bytes, height, width, channels))
-
-        archive.add_endpoint(
-            "serving_bytes",
-            predict_bytes,
-            [tf.TensorSpec((None,), tf.string, name="image_bytes")],
+    def write(folder: pathlib.Path) -> None:
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        archive.add_endpoint("serving_default", predict, [images])
+        with tempfile.TemporaryDirectory() as scratch:
+            if encoded_shape is not None:
+                serve = _taking_bytes(
+                    predict, preprocess, encoded_shape, max_pixels
+                )
+                if labels is not None:
+                    table = _class_names(labels, pathlib.Path(scratch))
+                    archive.track(table)
+                    serve = _naming(serve, model, table, top_k)
+                encoded = tf.TensorSpec((None,), tf.string, name="image_bytes")
+                archive.add_endpoint("serving_bytes", serve, [encoded])
+            archive.write_out(str(folder), verbose=False)
+        extra = folder / "assets.extra"
+        extra.mkdir()
+        (extra / "config.json").write_text(model.to_json(indent=2))
+        takes_bytes = encoded_shape is not None
+        write_warm_up(extra, _warm_up_inputs(shape, takes_bytes))
+        (folder / "README.md").write_text(
+            model_card(model, base_path.name, scaling, labels, takes_bytes),
+            "utf-8",
         )
-    with written_aside(base_path / str(version)) as folder:
-        archive.write_out(str(folder), verbose=False)
-    return base_path / str(version)
+
+    return write_version(base_path, write)
 
 
-def decode_images(
-    image_bytes: tf.Tensor, height: int, width: int, channels: int
-) -> tf.Tensor:
-    """Decodes, resizes and scales encoded images, as part of a graph.
-
-    Args:
-        image_bytes: strings `(batch,)`, each an encoded image.
-        height: height to resize to, in pixels.
-        width: width to resize to, in pixels.
-        channels: 1 or 3.
-
-    Returns:
-        float32 `(batch, height, width, channels)`, bilinearly resized (with
-        antialiasing, the aspect ratio not kept) and scaled by
-        `keras_muffnet.preprocess_input`.
-
-    Raises:
-        tf.errors.InvalidArgumentError: at run time, if an image cannot be
-            decoded.
-    """
-
-    def decode(encoded: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_image(
-            encoded, channels=channels, expand_animations=False
-        )
-        image = tf.image.resize(image, (height, width), antialias=True)
-        return tf.ensure_shape(image, (height, width, channels))
-
-    pixels = tf.map_fn(
-        decode,
-        image_bytes,
-        fn_output_signature=tf.TensorSpec(
-            (height, width, channels), tf.float32
-        ),
-    )
-    return preprocess_input(pixels)
+def _encoded_shape(
+    shape: tuple[int | None, int | None, int],
+) -> tuple[int, int, int] | None:
+    """What encoded images are made to, where a model can take them."""
+    height, width, channels = shape
+    if height is None or width is None or channels not in (1, 3):
+        return None
+    return height, width, channels
 
 
-def export_litert(
-    model: keras.Model, path: str | os.PathLike[str]
-) -> pathlib.Path:
-    """Writes a model as a float32 LiteRT file with a static batch of 1.
+def _default_preprocess(
+    model: keras.Model,
+) -> tuple[Callable[[tf.Tensor], tf.Tensor], str]:
+    """How pixels are scaled for the model, and that in words."""
+    if scales_pixels(model):
+        return lambda pixels: pixels, "pixels in [0, 255], which it scales"
+    return preprocess_input, "pixels in [0, 255] scaled by (x - 128) / 128"
 
-    Args:
-        model: a Keras model with one image input of static size.
-        path: the `.tflite` file to write.
 
-    Returns:
-        `path`.
-
-    Raises:
-        ValueError: if the model is not of that kind, or Keras does not run on
-            TensorFlow.
-        RuntimeError: if the converted file would hold variables.
-        ImportError: if ai-edge-litert, which checks that, is not installed.
-    """
-    shape = _image_shape(model)
-    if None in shape:
+def _check_classes(
+    model: keras.Model, labels: Sequence[str], top_k: int
+) -> None:
+    if _encoded_shape(image_shape(model)) is None:
         raise ValueError(
-            "`model` must have a static input size to be a LiteRT file. "
+            "`labels` must be left out for a model without a static input "
+            "size and 1 or 3 channels, which takes no encoded images. "
             f"Received a model with input shape {model.input_shape}"
         )
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        lambda images: model(images, training=False),
-        [tf.TensorSpec((1, *shape), tf.float32, name="images")],
+    if len(model.output_shape) != 2:
+        raise ValueError(
+            "`labels` must be left out for a model that is no classifier, "
+            "with outputs (batch, classes). Received a model with output "
+            f"shape {model.output_shape}"
+        )
+    check_labels(labels, model.output_shape[-1])
+    positive_integer("top_k", top_k)
+    _gives_logits(model)
+
+
+def _gives_logits(model: keras.Model) -> bool:
+    """Whether the last layer with a say in it has no activation."""
+    operation = None
+    for call in reversed(trace(model).calls):
+        operation = call.operation
+        if not isinstance(operation, _PASSING) and not (
+            isinstance(operation, keras.layers.Activation)
+            and operation.activation is keras.activations.linear
+        ):
+            break
+    activation = getattr(operation, "activation", operation)
+    name = getattr(activation, "__name__", type(activation).__name__).lower()
+    if name not in ("linear", "softmax", "sigmoid"):
+        raise ValueError(
+            "`model` must end in a layer with activation softmax, sigmoid or "
+            "none, to give scores to classes by `labels`. Received a model "
+            f"that ends in {operation!r}"
+        )
+    return name == "linear"
+
+
+def _class_names(
+    labels: Sequence[str], folder: pathlib.Path
+) -> tf.lookup.StaticHashTable:
+    """A table from class to name, by way of a file that is to be an asset."""
+    path = folder / "labels.txt"
+    path.write_text("".join(f"{label}\n" for label in labels), "utf-8")
+    names = tf.lookup.TextFileInitializer(
+        str(path),
+        tf.int64,
+        tf.lookup.TextFileIndex.LINE_NUMBER,
+        tf.string,
+        tf.lookup.TextFileIndex.WHOLE_LINE,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        archive.write_out(folder, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        content = converter.convert()
-    unfrozen = _UNFROZEN & {op.name for op in read_operations(content)}
-    if unfrozen:
-        raise RuntimeError(
-            "The converted model must hold its weights as constants. "
-            f"Found operations: {', '.join(sorted(unfrozen))}"
-        )
-    with written_aside(path) as aside:
-        aside.write_bytes(content)
-    return pathlib.Path(path)
+    return tf.lookup.StaticHashTable(names, default_value="")
 
 
-def _versions(base_path: pathlib.Path) -> list[int]:
-    if not base_path.is_dir():
-        return []
-    names = [entry.name for entry in base_path.iterdir() if entry.is_dir()]
-    return [int(name) for name in names if name.isdecimal()]
+def _taking_bytes(
+    predict: Serve,
+    preprocess: Callable[[tf.Tensor], tf.Tensor],
+    shape: tuple[int, int, int],
+    max_pixels: int,
+) -> Serve:
+    """Decodes and scales what `predict` is to take."""
+
+    def predict_bytes(image_bytes: tf.Tensor) -> Tensors:
+        pixels = decode_images(image_bytes, *shape, max_pixels)
+        return predict(preprocess(pixels))
+
+    return predict_bytes
 
 
-def _image_shape(model: Any) -> tuple[int | None, int | None, int]:
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "Exporting needs Keras to run on TensorFlow: set KERAS_BACKEND. "
-            f"Received: KERAS_BACKEND={keras.backend.backend()}"
-        )
-    if not isinstance(model, keras.Model) or not hasattr(model, "inputs"):
-        raise ValueError(
-            "`model` must be a functional or a built sequential Keras model. "
-            f"Received: {model!r}"
-        )
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ValueError(
-            "`model` must have one input and one output. Received a model "
-            f"with {len(model.inputs)} and {len(model.outputs)}"
-        )
-    shape = tuple(model.inputs[0].shape[1:])
-    if len(shape) != 3 or shape[-1] is None:
-        raise ValueError(
-            "`model` must take channels-last images. "
-            f"Received a model with input shape {model.input_shape}"
-        )
-    return shape
+def _naming(
+    predict: Serve,
+    model: keras.Model,
+    table: tf.lookup.StaticHashTable,
+    top_k: int,
+) -> Serve:
+    """Adds names and scores of the best classes to what `predict` answers."""
+    top_k = min(top_k, model.output_shape[-1])
+    logits = _gives_logits(model)
+
+    def predict_and_name(image_bytes: tf.Tensor) -> Tensors:
+        answer = predict(image_bytes)
+        scores = answer["predictions"]
+        if logits:
+            scores = tf.nn.softmax(scores)
+        best, classes = tf.math.top_k(scores, top_k)
+        names = table.lookup(tf.cast(classes, tf.int64))
+        return {**answer, "classes": names, "scores": best}
+
+    return predict_and_name
+
+
+def _warm_up_inputs(
+    shape: tuple[int | None, int | None, int], takes_bytes: bool
+) -> dict[str, dict[str, TensorProto]]:
+    height, width, channels = shape
+    size = (height or _WARM_UP_SIZE, width or _WARM_UP_SIZE)
+    # One number, which is taken for all.
+    blank = tf.make_tensor_proto(0.0, tf.float32, (1, *size, channels))
+    inputs = {"serving_default": {"images": blank}}
+    if takes_bytes:
+        # Formats that every TensorFlow decodes: one that it does not would
+        # keep TF Serving from loading the model.
+        grey = tf.fill((48, 64, 3), tf.constant(128, tf.uint8))
+        encoded = [tf.io.encode_jpeg(grey), tf.io.encode_png(grey)]
+        inputs["serving_bytes"] = {
+            "image_bytes": tf.make_tensor_proto(tf.stack(encoded).numpy())
+        }
+    return inputs

@@ -1,0 +1,72 @@
+"""A page of text that tells what an exported model is."""
+
+import importlib.metadata
+import math
+from collections.abc import Sequence
+
+import keras
+
+from keras_muffnet.export.checks import image_shape
+
+_PACKAGES = ("keras", "tensorflow")
+_BYTES = """\
+* `serving_bytes`: `image_bytes`, encoded images, strings `(batch,)`, to
+  {outputs}.
+
+Over REST:
+
+    echo '{{"signature_name": "serving_bytes",
+           "instances": [{{"b64": "'$(base64 -w0 photo.jpg)'"}}]}}' |
+        curl -d @- http://localhost:8501/v1/models/{name}:predict
+"""
+
+
+def model_card(
+    model: keras.Model,
+    name: str,
+    scaling: str,
+    labels: Sequence[str] | None,
+    takes_bytes: bool,
+) -> str:
+    """Returns the page, in Markdown.
+
+    Args:
+        model: the model that is exported.
+        name: what it is called where it is served.
+        scaling: how pixels are scaled for it.
+        labels: names of its classes, if they are known.
+        takes_bytes: whether it has the signature `serving_bytes`.
+    """
+    height, width, channels = image_shape(model)
+    trainable = sum(math.prod(w.shape) for w in model.trainable_weights)
+    versions = [f"{p} {importlib.metadata.version(p)}" for p in _PACKAGES]
+    classes, outputs = "not named", "`predictions`"
+    if labels is not None:
+        classes = f"{len(labels)}: {labels[0]} to {labels[-1]}"
+        outputs = "`predictions`, and the best `classes` with their `scores`"
+    facts = {
+        "network": f"{model.name}, {len(model.layers)} layers",
+        "parameters": f"{model.count_params():,}, {trainable:,} trainable",
+        "input": f"{height or 'any'}x{width or 'any'}x{channels}, {scaling}",
+        "output": str(model.output_shape),
+        "precision": model.dtype_policy.name,
+        "classes": classes,
+        "written with": ", ".join(versions),
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    encoded = _BYTES.format(outputs=outputs, name=name) if takes_bytes else ""
+    return f"""\
+# {name}
+
+| | |
+|---|---|
+{table}
+
+Signatures, all for TF Serving's predict:
+
+* `serving_default`: `images`, float32 `(batch, height, width, channels)`, to
+  `predictions`.
+{encoded}
+`assets.extra/config.json` is the network's configuration, which
+`keras.models.model_from_json` reads.
+"""
