@@ -424,3 +424,85 @@ def test_quantize_names_what_the_data_lack(to_quantize, tmp_path):
     for name in ("train_labels", "test_images", "test_labels"):
         assert name in error
     assert not list((tmp_path / "out").glob("*.tflite"))
+
+
+EXPORT = ROOT / "tools" / "export.py"
+
+
+def run_export(monkeypatch, *args):
+    """Runs tools/export.py here, where TensorFlow has been started."""
+    monkeypatch.setattr(sys, "argv", [str(EXPORT), *map(str, args)])
+    runpy.run_path(str(EXPORT), run_name="__main__")
+
+
+@pytest.fixture
+def to_export(tmp_path):
+    """A model that wants pixels as they are, and its labels."""
+    x = keras.Input((8, 8, 3))
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(x))
+    model = keras.Model(x, keras.layers.Dense(2, "softmax")(flat))
+    model.save(tmp_path / "m.keras")
+    (tmp_path / "labels.txt").write_text("hill\nflower\n")
+    return model
+
+
+def test_export_writes_versions_that_can_be_served(
+    to_export, tmp_path, monkeypatch, capsys
+):
+    command = (
+        f"--model={tmp_path / 'm.keras'}",
+        f"--labels={tmp_path / 'labels.txt'}",
+        f"--output={tmp_path / 'garden'}",
+    )
+    run_export(monkeypatch, *command)
+    run_export(monkeypatch, *command, "--normalization", "0", "2")
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'garden' / '2' / 'saved_model.pb'}  " in printed
+    assert "/v1/models/garden:predict" in printed
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3))
+    png = tf.io.encode_png(images[0].astype(np.uint8)).numpy()
+    for version, scale in (("1", 1), ("2", 2)):
+        loaded = tf.saved_model.load(tmp_path / "garden" / version)
+        got = loaded.signatures["serving_bytes"](image_bytes=tf.constant([png]))
+        expected = to_export.predict(images / scale, verbose=0)
+        np.testing.assert_allclose(got["predictions"], expected, rtol=1e-5)
+        best = [b"hill", b"flower"][expected.argmax()]
+        assert got["classes"].numpy()[0, 0] == best
+
+
+def test_export_of_litert_files(to_export, tmp_path, monkeypatch):
+    base = tmp_path / "garden"
+    run_export(
+        monkeypatch,
+        *("--model", tmp_path / "m.keras", "--format", "litert"),
+        *("--labels", tmp_path / "labels.txt", "--output", base),
+    )
+    path = base / "1" / "model.tflite"
+    metadata = read_metadata(path.read_bytes())
+    assert metadata.labels == ("hill", "flower")
+    assert (metadata.mean, metadata.std) == ((0.0,) * 3, (1.0,) * 3)
+    again = ("--model", path, "--output", base)
+    run_export(monkeypatch, *again, "--format", "litert")
+    copy = base / "2" / "model.tflite"
+    assert copy.read_bytes() == path.read_bytes()
+    with pytest.raises(SystemExit, match=r"must be a .keras file"):
+        run_export(monkeypatch, *again)
+    assert len(list(base.iterdir())) == 2
+
+
+def test_export_from_weights(tmp_path, monkeypatch):
+    model = MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=3)
+    model.save_weights(tmp_path / "w.weights.h5")
+    command = [
+        f"--weights={tmp_path / 'w.weights.h5'}",
+        f"--output={tmp_path / 'm'}",
+        *("--format=litert", "--alpha=0.1", "--size=32"),
+    ]
+    with pytest.raises(SystemExit, match="--weights needs --classes"):
+        run_export(monkeypatch, *command)
+    assert not (tmp_path / "m").exists()
+    monkeypatch.setattr(sys, "argv", ["export.py", *command, "--classes=3"])
+    program = runpy.run_path(str(EXPORT))
+    built = program["load_model"](program["parse_args"]())
+    for mine, theirs in zip(built.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
