@@ -1,5 +1,6 @@
 """Export for TF Serving and LiteRT: the same answers as the model's own."""
 
+import functools
 import io
 import pathlib
 import tarfile
@@ -73,13 +74,15 @@ PHOTOS = pathlib.Path(sklearn.datasets.__file__).parent / "images"
 SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_samples.tar.xz"
 
 
+@functools.lru_cache(maxsize=4)
+def load(path):
+    return Servable(path, "m", 1)
+
+
 def serve(path, signature, **inputs):
     """What a session, such as TF Serving runs, answers."""
-    servable = Servable(path, "m", 1)
-    try:
-        return servable.run(servable.signature(signature), inputs)
-    finally:
-        servable.close()
+    servable = load(path)
+    return servable.run(servable.signature(signature), inputs)
 
 
 def strings(*encoded):
@@ -321,10 +324,8 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def photo_servable(photo_export):
-    servable = Servable(photo_export[0], "m", 1)
     loaded = tf.saved_model.load(photo_export[0])
-    yield servable, loaded.signatures["serving_bytes"], loaded
-    servable.close()
+    return load(photo_export[0]), loaded.signatures["serving_bytes"], loaded
 
 
 @pytest.mark.parametrize("kind", BAD)

@@ -14,7 +14,7 @@ _DAMAGED = f"{_UNKNOWN}. Received one that is damaged or not whole"
 # What a file of each format starts with; for WebP more is looked at.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"RIFF")
 
-# A height, a width and what is wrong, or nothing.
+# Heights, widths and what is wrong, or nothing, `(batch,)` each.
 _Header = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
@@ -29,9 +29,9 @@ def decode_images(
 
     An image is decoded to RGB, made grey where `channels` is 1, resized
     bilinearly with antialiasing, without keeping its aspect ratio, and rounded
-    to whole levels. Transparency is ignored. Works eagerly and in a graph; a
-    graph needs TensorFlow 2.21 or later for WebP (TF Serving: its image of that
-    version), any 2.x for the other formats.
+    to whole levels. Transparency is ignored. Works eagerly and in a graph. WebP
+    was tried with TensorFlow 2.21; a TF Serving whose TensorFlow cannot decode
+    it calls such an image damaged and reads all other formats.
 
     What is wrong with an image is found before any memory is given to its
     pixels, but for damage. Of a GIF only the first frame is read.
@@ -53,11 +53,13 @@ def decode_images(
             kind, too large or damaged. The text names the first such image:
             `image_bytes[3] must be ...`.
     """
+    image_bytes = tf.convert_to_tensor(image_bytes, tf.string)
     size = tf.size(image_bytes, out_type=tf.int64)
     blank = tf.zeros((height, width, channels))
+    kept, problems = _check(image_bytes, max_pixels)
 
     def load(index: tf.Tensor, encoded: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        encoded, problem = _check(encoded, max_pixels)
+        problem = _check_jpeg(encoded, max_pixels)
         pixels = tf.cond(
             problem == "",
             lambda: _decode(encoded, height, width, channels),
@@ -65,18 +67,20 @@ def decode_images(
         )
         return index, problem, pixels
 
-    # A data set, because nothing else in a graph goes on after an error.
+    # A data set, because nothing else in a graph goes on after an error. It
+    # is set up anew for each request: what is in `load` costs time once more.
     loaded = (
-        tf.data.Dataset.from_tensor_slices((tf.range(size), image_bytes))
+        tf.data.Dataset.from_tensor_slices((tf.range(size), kept))
         .map(load, _PARALLEL)
         .ignore_errors()
         # One that is always there: a batch of nothing would be an error.
         .concatenate(tf.data.Dataset.from_tensors((size, "", blank)))
         .batch(size + 1)
     )
-    indices, problems, pixels = loaded.get_single_element()
+    indices, found, pixels = loaded.get_single_element()
+    problems = tf.where(problems == "", _DAMAGED, problems)
     problems = tf.tensor_scatter_nd_update(
-        tf.fill([size + 1], _DAMAGED), indices[:, tf.newaxis], problems
+        tf.concat([problems, [""]], axis=0), indices[:, tf.newaxis], found
     )
     wrong = tf.where(problems != "")[:, 0]
     with tf.control_dependencies([_assert_none(wrong, problems)]):
@@ -104,66 +108,88 @@ def _decode(
     return tf.round(tf.ensure_shape(image, (height, width, channels)))
 
 
-def _check(encoded: tf.Tensor, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns what is to be decoded, and what is wrong with it."""
-    starts = [
-        tf.strings.substr(encoded, 0, len(magic)) == magic for magic in _MAGIC
-    ]
+def _check_jpeg(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
+    """Says what is wrong with a JPEG's size; of other formats, nothing."""
+    rows, columns = tf.cond(
+        _starts_with(encoded, _MAGIC[0]),
+        lambda: tf.unstack(tf.image.extract_jpeg_shape(encoded)[:2]),
+        lambda: [0, 0],
+    )
+    return _check_size(
+        tf.cast(rows, tf.int64), tf.cast(columns, tf.int64), max_pixels
+    )
+
+
+def _check_size(
+    rows: tf.Tensor, columns: tf.Tensor, max_pixels: int
+) -> tf.Tensor:
+    numbers = [tf.strings.as_string(number) for number in (columns, rows)]
+    text = f"must have at most {max_pixels} pixels. Received one of "
+    problem = tf.strings.join([text, numbers[0], "x", numbers[1]])
+    # By division, because the product may be too large for the type.
+    large = rows > max_pixels // tf.maximum(columns, 1)
+    return tf.where(large, problem, "")
+
+
+def _check(
+    image_bytes: tf.Tensor, max_pixels: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Looks at all that are no JPEGs, without ever failing.
+
+    Returns:
+        What is to be decoded, nothing if that must not be; and what is wrong.
+    """
+    starts = [_starts_with(image_bytes, magic) for magic in _MAGIC]
     # One more for what starts like none of them.
-    kind = tf.argmax([*starts, True], output_type=tf.int32)
-    encoded = tf.cond(starts[2], lambda: _first_frame(encoded), lambda: encoded)
+    starts.append(tf.ones_like(starts[0]))
+    kind = tf.argmax(tf.stack(starts, axis=1), axis=1)
     # With zeros, so that what is short can be read all the same.
-    head = tf.strings.substr(tf.strings.join([encoded, bytes(32)]), 0, 32)
-    data = tf.cast(tf.io.decode_raw(head, tf.uint8), tf.int64)
-    rows, columns, problem = tf.switch_case(
-        kind,
-        [
-            lambda: _jpeg_header(encoded),
-            lambda: _png_header(data),
-            lambda: _gif_header(encoded),
-            lambda: _bmp_header(data),
-            lambda: _webp_header(head, data),
-            lambda: _header(problem=_UNKNOWN),
-        ],
+    heads = tf.strings.substr(image_bytes + bytes(32), 0, 32)
+    data = tf.cast(tf.io.decode_raw(heads, tf.uint8, fixed_length=32), tf.int64)
+    none = tf.zeros_like(kind)
+    kept, *gif = tf.cond(
+        tf.reduce_any(starts[2]),
+        lambda: _first_frames(image_bytes, starts[2]),
+        lambda: (image_bytes, none, none),
     )
-    numbers = [tf.strings.as_string(n) for n in (columns, rows)]
-    too_large = tf.strings.join(
-        [
-            f"must have at most {max_pixels} pixels. Received one of ",
-            *(numbers[0], "x", numbers[1]),
-        ]
+    headers = [
+        (none, none, _nothing(data)),  # JPEG: see `_check_jpeg`
+        _png_header(data),
+        (*gif, _nothing(data)),
+        _bmp_header(data),
+        _webp_header(data),
+        (none, none, tf.fill(tf.shape(kind), _UNKNOWN)),
+    ]
+    rows, columns, problems = (
+        tf.gather(tf.stack(column, axis=1), kind, batch_dims=1)
+        for column in zip(*headers, strict=True)
     )
-    large = (problem == "") & (rows * columns > max_pixels)
-    return encoded, tf.where(large, too_large, problem)
-
-
-def _header(
-    rows: tf.Tensor | int = 0,
-    columns: tf.Tensor | int = 0,
-    problem: tf.Tensor | str = "",
-) -> _Header:
-    return (
-        tf.cast(rows, tf.int64),
-        tf.cast(columns, tf.int64),
-        tf.convert_to_tensor(problem),
+    problems = tf.where(
+        problems == "", _check_size(rows, columns, max_pixels), problems
     )
+    return tf.where(problems == "", kept, ""), problems
 
 
-def _little(data: tf.Tensor, start: tf.Tensor | int, count: int) -> tf.Tensor:
-    """The unsigned number of `count` bytes, the least one first."""
+def _starts_with(encoded: tf.Tensor, start: bytes) -> tf.Tensor:
+    return tf.strings.substr(encoded, 0, len(start)) == start
+
+
+def _little(
+    data: tf.Tensor, start: int, count: int, step: int = 1
+) -> tf.Tensor:
+    """The unsigned numbers of `count` bytes, the least one first."""
     weights = tf.constant([256**k for k in range(count)], tf.int64)
-    part = tf.cast(data[start : start + count], tf.int64)
-    return tf.reduce_sum(part * weights)
-
-
-def _jpeg_header(encoded: tf.Tensor) -> _Header:
-    shape = tf.image.extract_jpeg_shape(encoded)
-    return _header(shape[0], shape[1])
+    stop = start + step * count
+    return tf.reduce_sum(data[:, start:stop:step] * weights, axis=1)
 
 
 def _png_header(data: tf.Tensor) -> _Header:
-    last_first = data[23:15:-1]
-    return _header(_little(last_first, 0, 4), _little(last_first, 4, 4))
+    # The greatest byte comes first.
+    return _little(data, 23, 4, -1), _little(data, 19, 4, -1), _nothing(data)
+
+
+def _nothing(data: tf.Tensor) -> tf.Tensor:
+    return tf.fill(tf.shape(data)[:1], "")
 
 
 def _bmp_header(data: tf.Tensor) -> _Header:
@@ -174,74 +200,87 @@ def _bmp_header(data: tf.Tensor) -> _Header:
 
     # TensorFlow would take the indices into a palette for greys.
     bits = _little(data, 28, 2)
-    problem = tf.strings.join(
-        [
-            "must have 24 or 32 bits a pixel, as a BMP. Received one of ",
-            tf.strings.as_string(bits),
-        ]
-    )
+    text = "must have 24 or 32 bits a pixel, as a BMP. Received one of "
+    problem = text + tf.strings.as_string(bits)
     known = (bits == 24) | (bits == 32)
-    return _header(signed(22), signed(18), tf.where(known, "", problem))
+    return signed(22), signed(18), tf.where(known, "", problem)
 
 
-def _webp_header(head: tf.Tensor, data: tf.Tensor) -> _Header:
+def _webp_header(data: tf.Tensor) -> _Header:
     lossy, lossless, extended = (
-        tf.strings.substr(head, 8, 8) == b"WEBPVP8" + letter
+        tf.reduce_all(data[:, 8:16] == list(b"WEBPVP8" + letter), axis=1)
         for letter in (b" ", b"L", b"X")
     )
     # 14 bits each, for the lossless ones packed.
     packed = _little(data, 21, 4)
-    sizes = [
-        (_little(data, 28, 2) % 2**14, _little(data, 26, 2) % 2**14),
-        (packed // 2**14 % 2**14 + 1, packed % 2**14 + 1),
-        (_little(data, 27, 3) + 1, _little(data, 24, 3) + 1),
-    ]
-    kind = tf.argmax([lossy, lossless, extended])
-    rows, columns = tf.unstack(tf.gather(tf.stack(sizes), kind))
-    animated = extended & (data[20] // 2 % 2 == 1)
+    rows = tf.where(
+        lossy, _little(data, 28, 2) % 2**14, packed // 2**14 % 2**14 + 1
+    )
+    columns = tf.where(lossy, _little(data, 26, 2), packed) % 2**14
+    columns = tf.where(lossy, columns, columns + 1)
+    rows = tf.where(extended, _little(data, 27, 3) + 1, rows)
+    columns = tf.where(extended, _little(data, 24, 3) + 1, columns)
+    animated = extended & (data[:, 20] // 2 % 2 == 1)
     problem = tf.where(animated, "must not be an animated WebP image", "")
     known = lossy | lossless | extended
-    return _header(rows, columns, tf.where(known, problem, _UNKNOWN))
+    return rows, columns, tf.where(known, problem, _UNKNOWN)
 
 
-def _gif_header(encoded: tf.Tensor) -> _Header:
-    # Of the frame; that of the whole, in the file's header, binds no decoder.
-    data = tf.io.decode_raw(encoded, tf.uint8)
-    start = _gif_frame(data)
-    return _header(_little(data, start + 7, 2), _little(data, start + 5, 2))
+def _first_frames(
+    image_bytes: tf.Tensor, are_gifs: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Cuts GIFs off behind their first frame: TensorFlow decodes them all.
+
+    Returns:
+        The images, and rows and columns of those that are GIFs.
+    """
+    none = tf.constant(0, tf.int64)
+    return tf.map_fn(
+        lambda one: tf.cond(
+            one[1], lambda: _first_frame(one[0]), lambda: (one[0], none, none)
+        ),
+        (image_bytes, are_gifs),
+        fn_output_signature=(tf.string, tf.int64, tf.int64),
+    )
 
 
-def _first_frame(encoded: tf.Tensor) -> tf.Tensor:
-    """Cuts a GIF off behind its first frame: TensorFlow decodes them all."""
-    data = tf.io.decode_raw(encoded, tf.uint8)
-    start = _gif_frame(data)
-    # A descriptor, a palette, a byte, and the pixels.
-    end = _blocks_end(data, start + 10 + _palette(data, start + 9) + 1)
-    return tf.strings.join([tf.strings.substr(encoded, 0, end), b";"])
-
-
-def _gif_frame(data: tf.Tensor) -> tf.Tensor:
-    """Where the descriptor of a GIF's first frame starts."""
-    return tf.while_loop(
-        lambda start: data[start] == 0x21,  # an extension
+def _first_frame(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    # Ends in zeros, on which every walk through it stops.
+    data = tf.io.decode_raw(tf.strings.join([encoded, bytes(32)]), tf.uint8)
+    start = tf.while_loop(
+        lambda start: _byte(data, start) == 0x21,  # an extension
         lambda start: [_blocks_end(data, start + 2)],
         [13 + _palette(data, 10)],
     )[0]
+    # Of the frame; the size in the file's header binds no decoder.
+    columns, rows = (
+        _byte(data, start + k) + 256 * _byte(data, start + k + 1)
+        for k in (5, 7)
+    )
+    # A descriptor, a palette, a byte, and the pixels.
+    end = _blocks_end(data, start + 10 + _palette(data, start + 9) + 1)
+    frame = tf.strings.join([tf.strings.substr(encoded, 0, end), b";"])
+    return frame, tf.cast(rows, tf.int64), tf.cast(columns, tf.int64)
+
+
+def _byte(data: tf.Tensor, start: tf.Tensor | int) -> tf.Tensor:
+    return tf.cast(data[tf.minimum(start, tf.size(data) - 1)], tf.int32)
 
 
 def _palette(data: tf.Tensor, flags: tf.Tensor | int) -> tf.Tensor:
     """Bytes of the palette that the flags tell of."""
-    value = tf.cast(data[flags], tf.int32)
+    value = _byte(data, flags)
     return tf.where(value >= 128, 3 * 2 ** (value % 8 + 1), 0)
 
 
 def _blocks_end(data: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
     """Where a chain of blocks ends, each of which starts with its size."""
-    return (
-        tf.while_loop(
-            lambda start: data[start] > 0,
-            lambda start: [start + 1 + tf.cast(data[start], tf.int32)],
-            [start],
-        )[0]
-        + 1
+    end, _ = tf.while_loop(
+        lambda start, size: size > 0,
+        lambda start, size: [
+            start + 1 + size,
+            _byte(data, start + 1 + size),
+        ],
+        [start, _byte(data, start)],
     )
+    return end + 1
