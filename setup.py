@@ -33,7 +33,7 @@ LITERT_SERVING = [
     "ai-edge-litert>=2.3,<3",
     "httptools>=0.6",
     "orjson>=3.10,<4",
-    "pillow>=11",
+    "pillow>=11,<14",
     "protobuf>=6",
     "uvicorn>=0.30,<1",
     "uvloop>=0.19; sys_platform != 'win32'",
