@@ -81,6 +81,8 @@ def _set_up_logging(access_log: bool) -> None:
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     root.propagate = False
+    # It would warn of the loader that serves best (`tensorflow_runtime`).
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     # Lines of JSON, as they are.
     lines = logging.StreamHandler()
     lines.setFormatter(logging.Formatter("%(message)s"))
