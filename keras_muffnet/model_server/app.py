@@ -165,7 +165,13 @@ class App:
             return _Answer(page.render(models), headers=page.HEADERS)
         if method == "GET" and path.lower() == "/v1/models":
             raise invalid_argument("Missing model name in request.")
-        if path.lower().startswith("/v1/") or method == "OPTIONS":
+        if (
+            path.lower().startswith("/v1/")
+            or method == "OPTIONS"
+            or (
+                self._metrics_path and path.startswith(f"{self._metrics_path}?")
+            )
+        ):
             raise invalid_argument(f"Malformed request: {method} {path}")
         raise ServingError(Code.NOT_FOUND, f"Not found: {method} {path}")
 
