@@ -260,20 +260,27 @@ class App:
         return codec.encode(outputs, rows=codec.is_row_form(request))
 
     def _classify(self, spec: "_Spec", body: bytes, packed: bool) -> bytes:
-        request = _read_json(body, packed)
-        key = codec.signature_name(request)
-        serialized = examples.parse_examples(request)
-        with self._manager.lease(*spec) as servable:
-            results = examples.classify(servable, key, serialized)
-        return examples.write_classifications(results)
+        return examples.write_classifications(
+            self._run_examples(examples.classify, spec, body, packed)
+        )
 
     def _regress(self, spec: "_Spec", body: bytes, packed: bool) -> bytes:
+        return examples.write_regressions(
+            self._run_examples(examples.regress, spec, body, packed)
+        )
+
+    def _run_examples(
+        self,
+        run: Callable[[Any, str, list[bytes]], Any],
+        spec: "_Spec",
+        body: bytes,
+        packed: bool,
+    ) -> Any:
         request = _read_json(body, packed)
         key = codec.signature_name(request)
         serialized = examples.parse_examples(request)
         with self._manager.lease(*spec) as servable:
-            results = examples.regress(servable, key, serialized)
-        return examples.write_regressions(results)
+            return run(servable, key, serialized)
 
 
 class _Spec(NamedTuple):
