@@ -25,7 +25,7 @@ from keras_muffnet.litert import Operation
 from keras_muffnet.litert import median_latencies
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
-from keras_muffnet.model_server.servable import Servable
+from keras_muffnet.model_server.servable import load as load_servable
 from tests.conftest import ROOT
 
 STAGES = [StageSpec("geometric", 3, 8), StageSpec("none", 2, 8)]
@@ -76,7 +76,7 @@ SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_samples.tar.xz"
 
 @functools.lru_cache(maxsize=4)
 def load(path):
-    return Servable(path, "m", 1)
+    return load_servable(path, "m", 1)
 
 
 def serve(path, signature, **inputs):
