@@ -165,7 +165,7 @@ def test_saved_models_load_once_the_package_is_imported(run_python, tmp_path):
             "tensorflow",
         ),
         (
-            "PIL.Image",
+            "PIL",
             "from keras_muffnet.data import feed; feed._reader('arrays')",
             "arrays",
         ),

@@ -33,7 +33,7 @@ class Augmentation:
         colour: brightness, contrast and saturation change by factors of up to
             1 - colour and 1 + colour.
         rand_augment: how many operations of `keras.layers.RandAugment` an
-            image gets, and their strength in (0, 1]. None: none.
+            image gets, up to 8, and their strength in (0, 1]. None: none.
         erasing: the share of images that lose a rectangle of 2% to a third of
             their area (it becomes the mean pixel).
         mixup: alpha of the beta distribution of mixup's weights; 0 for none.
@@ -72,12 +72,13 @@ class Augmentation:
             operations, strength = self.rand_augment
             if not (
                 isinstance(operations, int)
-                and operations > 0
+                and 0 < operations <= _MOST_OPERATIONS
                 and 0 < strength <= 1
             ):
                 _refuse(
                     "rand_augment",
-                    "a positive integer and a strength in (0, 1]",
+                    f"a positive integer up to {_MOST_OPERATIONS} and a "
+                    "strength in (0, 1]",
                     self.rand_augment,
                 )
         if self.test_crop is not None and not 0 < self.test_crop <= 1:
@@ -125,8 +126,6 @@ class Augmentation:
         if self.rand_augment:
             operations = self.rand_augment[0]
             columns = u[:, 11 : 11 + operations]
-            if operations > _MOST_OPERATIONS:
-                _refuse("rand_augment", "no more operations", operations)
             draws["operations"] = np.floor(columns * 11).astype(np.int32)
             key = _generator(seed, epoch, step, 1).integers(2**31, size=1)
             draws["key"] = key.astype(np.int32)

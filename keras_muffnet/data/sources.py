@@ -5,10 +5,12 @@ feeds read from it, so that they see the same examples under the same numbers.
 """
 
 import dataclasses
+import lzma
 import os
 import pathlib
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -333,7 +335,14 @@ def _open_folder(root: str) -> Source:
 def _open_archive(path: str) -> Source:
     try:
         files = dict(_archived(path))
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        lzma.LZMAError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ValueError(
             f"`source` must be a whole archive. Received: {path!r}, which "
             f"cannot be read: {error}"
