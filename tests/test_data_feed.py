@@ -10,6 +10,7 @@ from PIL import Image
 from keras_muffnet.data import CIFAR
 from keras_muffnet.data import PLAIN
 from keras_muffnet.data import Augmentation
+from keras_muffnet.data import Source
 from keras_muffnet.data import load_digits
 from keras_muffnet.data import make_feed
 from keras_muffnet.data import open_source
@@ -64,7 +65,7 @@ def photos(tmp_path_factory):
 
 def feed_of(source, recipe=PLAIN, **options):
     options = {"size": SIZE, "batch_size": 4, "std": 1.0, "mean": 0.0} | options
-    if not hasattr(source, "split"):
+    if not isinstance(source, Source):
         source = open_source(source)
     return make_feed(source, recipe, **options)
 
@@ -373,7 +374,7 @@ def test_records_and_archives_train_as_their_folder_does(folder, tmp_path):
 
 
 def test_bytes_at_the_end_of_a_record_are_kept(tmp_path):
-    image = random_pixels(0, *SIZE, 3)
+    image = random_pixels(0, *SIZE, 3).copy()
     image[0] = 0  # what a BMP ends with
     for split in ("train", "test"):
         save(tmp_path / "in" / split / "a/1.bmp", image)
@@ -405,7 +406,7 @@ def test_digits():
 def test_digits_are_resized_as_by_tensorflow():
     from sklearn import datasets
 
-    scans, labels = datasets.load_digits(return_X_y=True)
+    scans = datasets.load_digits().data
     pixels = scans.reshape(-1, 8, 8, 1) * (255 / 16)
     for size in (8, 12, 28, 32):
         (train, _), (test, _) = load_digits(size)
@@ -415,7 +416,7 @@ def test_digits_are_resized_as_by_tensorflow():
         assert ours == expected
 
 
-def tiny_model(format="channels_last"):
+def tiny_model():
     return keras.Sequential(
         [
             keras.Input((*SIZE, 3)),
@@ -500,6 +501,9 @@ def test_errors(folder, options, message):
 
 
 def test_more_errors(folder):
+    for recipe in (Augmentation(area=(0.1, 1.0)), Augmentation(test_crop=0.8)):
+        with pytest.raises(ValueError, match="no area and no test_crop for"):
+            feed_of("digits", recipe, size=(8, 8))
     with pytest.raises(
         ValueError, match=r"`source` must come from open_source"
     ):

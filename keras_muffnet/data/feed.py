@@ -21,6 +21,7 @@ from keras_muffnet.data.augmentation import permutation
 from keras_muffnet.data.decoding import Geometry
 from keras_muffnet.data.reading import PillowReader
 from keras_muffnet.data.reading import TensorFlowReader
+from keras_muffnet.data.reading import not_images
 from keras_muffnet.data.reading import refuse_bad
 from keras_muffnet.data.reading import with_options
 from keras_muffnet.data.sources import DigitsExamples
@@ -64,6 +65,12 @@ class Split:
         # Pixels and labels, in memory.
         self.arrays: tuple[np.ndarray, np.ndarray] | None = None
         if isinstance(examples, DigitsExamples):
+            if geometry.aspect or geometry.centre:
+                raise ValueError(
+                    "`augmentation` must have no area and no test_crop for "
+                    "the digits, which are all of one size. Received: "
+                    f"{geometry}"
+                )
             self.arrays = examples.arrays(geometry.size)
         elif cached:
             images = np.empty((len(examples), *geometry.size, 3), np.uint8)
@@ -77,6 +84,8 @@ class Split:
             # the first epoch is drawn.
             _, bad = reader.scan(examples, geometry)
             self._leave_out(bad, skip)
+        else:
+            refuse_bad(examples, not_images(examples))
 
     def _leave_out(self, bad: dict[int, str], skip: bool) -> None:
         if not skip:
@@ -124,8 +133,8 @@ class Feed:
         self._train = train
         self._test = test
         self._recipe = recipe
-        self._transform = transform
-        self._compiled = compiled(transform)
+        # Traced once, not once an epoch.
+        self._transform = compiled(transform)
         self._batch_size = batch_size
         self._seed = seed
         self._shard = shard
@@ -252,7 +261,7 @@ class Feed:
 
         def ready() -> Iterator[tuple[Any, Any]]:
             for step, (images, labels) in zip(steps, pairs(), strict=True):
-                yield self._compiled(images, labels, draws(step))
+                yield self._transform(images, labels, draws(step))
 
         return Batches(ready, len(steps))
 
@@ -283,7 +292,7 @@ def _augmented(
     images: "tf.data.Dataset",
     draws: Callable[[int], Draws],
     steps: range,
-    transform: Transform,
+    transform: Callable,
 ) -> "tf.data.Dataset":
     """Augments in tf.data, with Keras on TensorFlow."""
     import tensorflow as tf

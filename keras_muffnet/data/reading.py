@@ -18,6 +18,7 @@ from keras_muffnet.data.decoding import Geometry
 from keras_muffnet.data.decoding import decode_with_pillow
 from keras_muffnet.data.decoding import decode_with_tensorflow
 from keras_muffnet.data.sources import SUFFIXES
+from keras_muffnet.data.sources import ArchiveExamples
 from keras_muffnet.data.sources import Examples
 from keras_muffnet.data.sources import FileExamples
 from keras_muffnet.optional import load_optional
@@ -69,7 +70,7 @@ class Reader:
             pixels and labels of bad images are of no use.
         """
         labels = np.full(len(examples), -1, np.int64)
-        bad = _not_images(examples)
+        bad = not_images(examples)
         good = np.setdiff1d(np.arange(len(examples)), [*bad])
         progress = (
             keras.utils.Progbar(len(good), unit_name="image")
@@ -106,15 +107,16 @@ class Reader:
         raise NotImplementedError
 
 
-def _not_images(examples: Examples) -> Bad:
+def not_images(examples: Examples) -> Bad:
     """Files that need not be opened to be refused."""
-    if not isinstance(examples, FileExamples):
+    if not isinstance(examples, (FileExamples, ArchiveExamples)):
         return {}
     reason = f"its name ends in none of {', '.join(SUFFIXES)}"
+    names = map(examples.name, range(len(examples)))
     return {
         position: reason
-        for position, path in enumerate(examples.paths)
-        if not path.lower().endswith(SUFFIXES)
+        for position, name in enumerate(names)
+        if not name.lower().endswith(SUFFIXES)
     }
 
 
@@ -243,17 +245,23 @@ class TensorFlowReader(Reader):
             gone = np.setdiff1d(expected, arrived).tolist()
             wrong = {p: _reason(examples, p, geometry) for p in gone}
             refuse_bad(examples, wrong)
-            return arrived
+            return np.array(len(expected), np.int64)
 
         def checked(
             step: "tf.Tensor", batch: "tuple[tf.Tensor, ...]"
         ) -> "tuple[tf.Tensor, tf.Tensor]":
             positions, images, labels = batch
-            ran = tf.numpy_function(check, [step, positions], tf.int64)
-            with tf.control_dependencies([ran]):
-                return tf.identity(images), labels
+            count = tf.numpy_function(check, [step, positions], tf.int64)
+            count.set_shape(())
+            return images[:count], labels[:count]
 
         images = self._images(examples, geometry, chunk, steps)
+        # So that a batch that lost images is one all the same, and checked.
+        pixels = tf.zeros((*geometry.size, 3), tf.uint8)
+        none = tf.constant(-1, tf.int64)
+        filler = none, pixels, none
+        fillers = tf.data.Dataset.from_tensors(filler).repeat(batch_size)
+        images = images.concatenate(fillers)
         numbers = tf.data.Dataset.range(steps.start, steps.stop)
         dataset = tf.data.Dataset.zip(numbers, images.batch(batch_size))
         dataset = dataset.map(checked)

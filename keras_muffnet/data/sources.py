@@ -304,7 +304,7 @@ def folder_tree(root: str) -> Tree:
             return None
         return sorted(n for n in os.listdir(folder) if not n.startswith("."))
 
-    return Tree(root, entries)
+    return Tree(os.path.normpath(root), entries)
 
 
 def refuse_strays(strays: Sequence[str]) -> None:
