@@ -360,7 +360,7 @@ def _open_archive(path: str) -> Source:
 
     # What was packed is often the folder itself rather than what is in it.
     tops = sorted(folders.get(path, ()))
-    inner = len(tops) == 1 and tops[0] != "train"
+    inner = len(tops) == 1 and tops[0] not in ("train", "test", "val")
     tree = Tree(f"{path}/{tops[0]}" if inner else path, entries)
     named = {f"{path}/{name}": content for name, content in files.items()}
 
