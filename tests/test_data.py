@@ -3,9 +3,12 @@ import pytest
 import tensorflow as tf
 
 from keras_muffnet import preprocess_input
+from keras_muffnet.data import PLAIN
 from keras_muffnet.data import load_digits
 from keras_muffnet.data import load_images
 from keras_muffnet.data import make_dataset
+from keras_muffnet.data import make_feed
+from keras_muffnet.data import open_source
 
 
 def test_digits_are_split_by_class_and_always_the_same():
@@ -385,3 +388,44 @@ def test_tensorflow_datasets_errors(tfds, name, split, message):
     with pytest.raises(ValueError, match=message) as error:
         load_images(f"tfds:{name}", split, (5, 5))
     assert "\n" not in str(error.value)
+
+
+def test_a_source_of_tensorflow_datasets(tfds):
+    source = open_source("tfds:tiny_squares")
+    every = load_images("tfds:tiny_squares", "train", (5, 5))
+    assert source.class_names == ("odd", "even")
+
+    def images(split, backend):
+        feed = make_feed(
+            source,
+            PLAIN,
+            size=(5, 5),
+            batch_size=2,
+            train_split="train",
+            test_split=split,
+            mean=0.0,
+            std=1.0,
+            backend=backend,
+        )
+        batches = [(np.asarray(x), np.asarray(y)) for x, y in feed.evaluation()]
+        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+
+    for backend in ("tf.data", "arrays"):
+        x, y = images("train", backend)
+        np.testing.assert_array_equal(x, every.images)
+        np.testing.assert_array_equal(y, every.labels)
+        for split, part in (
+            ("train[:25%]", np.s_[:5]),
+            ("train[25%:75%]", np.s_[5:15]),
+            ("train[15:]", np.s_[15:]),
+        ):
+            x, y = images(split, backend)
+            np.testing.assert_array_equal(x, every.images[part])
+        with pytest.raises(
+            ValueError, match=r"test.*record \d+' .*label is -1"
+        ):
+            images("test", backend)
+    with pytest.raises(ValueError, match=r"\['test', 'train'\].*split='val'"):
+        source.split("val")
+    with pytest.raises(ValueError, match="8-bit images, each with a class"):
+        open_source("tfds:imdb_reviews")

@@ -29,7 +29,8 @@ CORE = [
 ABOVE_CORE = ["data", "export", "quantization", "model_server"]
 CORE_REQUIRES = {"keras", "numpy"}
 ABOVE_CORE_REQUIRES = {
-    "data": {"tensorflow"},
+    # PIL and jax: the feed that needs no TensorFlow
+    "data": {"PIL", "jax", "tensorflow"},
     "export": {"tensorflow"},
     "quantization": {
         "tensorflow",
@@ -152,7 +153,22 @@ def test_saved_models_load_once_the_package_is_imported(run_python, tmp_path):
 @pytest.mark.parametrize(
     ("missing", "statement", "extra"),
     [
-        ("tensorflow", "import keras_muffnet.data", "tensorflow"),
+        (
+            "tensorflow",
+            "from keras_muffnet.data import make_dataset;"
+            "make_dataset([0], [0], 1)",
+            "tensorflow",
+        ),
+        (
+            "tensorflow",
+            "from keras_muffnet.data import feed; feed._reader('tf.data')",
+            "tensorflow",
+        ),
+        (
+            "PIL",
+            "from keras_muffnet.data import feed; feed._reader('arrays')",
+            "arrays",
+        ),
         ("tensorflow", "import keras_muffnet.export", "tensorflow"),
         (
             "ai_edge_litert",

@@ -1,10 +1,18 @@
-"""Images for training, as tf.data pipelines. Needs TensorFlow."""
+"""Images for training: sources, augmentation and feeds for `model.fit`.
 
-from keras_muffnet.optional import load_optional
+TensorFlow is imported by what needs it, on use.
+"""
 
-load_optional("tensorflow", extra="tensorflow")
-
+from keras_muffnet.data.augmentation import CIFAR as CIFAR
+from keras_muffnet.data.augmentation import IMAGENET as IMAGENET
+from keras_muffnet.data.augmentation import PLAIN as PLAIN
+from keras_muffnet.data.augmentation import Augmentation as Augmentation
 from keras_muffnet.data.digits import load_digits as load_digits
+from keras_muffnet.data.feed import Feed as Feed
+from keras_muffnet.data.feed import make_feed as make_feed
+from keras_muffnet.data.images import ImageSet as ImageSet
+from keras_muffnet.data.images import load_images as load_images
 from keras_muffnet.data.pipeline import make_dataset as make_dataset
-from keras_muffnet.data.sources import ImageSet as ImageSet
-from keras_muffnet.data.sources import load_images as load_images
+from keras_muffnet.data.records import write_records as write_records
+from keras_muffnet.data.sources import Source as Source
+from keras_muffnet.data.sources import open_source as open_source

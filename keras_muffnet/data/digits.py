@@ -1,7 +1,6 @@
 """The handwritten digits that come with scikit-learn."""
 
 import numpy as np
-import tensorflow as tf
 
 from keras_muffnet.optional import load_optional
 
@@ -29,9 +28,27 @@ def load_digits(size: int = 32) -> tuple[Split, Split]:
     model_selection = load_optional("sklearn.model_selection", "all")
     scans, labels = datasets.load_digits(return_X_y=True)
     pixels = scans.reshape(-1, 8, 8, 1) * (255 / 16)
-    resized = tf.image.resize(pixels, (size, size), method="bilinear")
-    images = np.rint(resized).astype(np.uint8).repeat(3, axis=-1)
+    images = np.rint(_resized(pixels, size)).astype(np.uint8)
+    images = images.repeat(3, axis=-1)
     x_train, x_test, y_train, y_test = model_selection.train_test_split(
         images, labels, test_size=0.2, random_state=0, stratify=labels
     )
     return (x_train, y_train), (x_test, y_test)
+
+
+def _resized(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes bilinearly in float32, to the bit as `tf.image.resize` does."""
+    length = images.shape[1]
+    at = np.arange(size, dtype=np.float32) + np.float32(0.5)
+    at = at * np.float32(length / size) - np.float32(0.5)
+    low = np.floor(at)
+    share = (at - low).astype(np.float32)
+    before = np.clip(low, 0, length - 1).astype(int)
+    after = np.clip(np.ceil(at), 0, length - 1).astype(int)
+    images = images.astype(np.float32)
+
+    def mixed(axis: int, shape: tuple[int, ...], x: np.ndarray) -> np.ndarray:
+        first, second = x.take(before, axis), x.take(after, axis)
+        return first + (second - first) * share.reshape(shape)
+
+    return mixed(1, (-1, 1, 1), mixed(2, (-1, 1), images))

@@ -1,8 +1,14 @@
 """tf.data pipelines of labelled images."""
 
+from typing import TYPE_CHECKING
+
 import keras
 import numpy as np
-import tensorflow as tf
+
+from keras_muffnet.optional import load_optional
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def make_dataset(
@@ -12,7 +18,7 @@ def make_dataset(
     shuffle_seed: int | None = None,
     mean: float = 128.0,
     std: float = 128.0,
-) -> tf.data.Dataset:
+) -> "tf.data.Dataset":
     """Makes batches of scaled images and labels from arrays.
 
     Args:
@@ -30,6 +36,7 @@ def make_dataset(
         Keras's float type. It feeds Keras on any backend.
 
     Raises:
+        ImportError: if TensorFlow is not installed.
         ValueError: if there are no images, or not a label for each.
     """
     if len(images) == 0 or len(images) != len(labels):
@@ -37,6 +44,9 @@ def make_dataset(
             "`images` must hold at least one image and `labels` a label for "
             f"each. Received: {len(images)} images and {len(labels)} labels"
         )
+    load_optional("tensorflow", "tensorflow")
+    import tensorflow as tf
+
     dataset = tf.data.Dataset.from_tensor_slices((images, labels))
     if shuffle_seed is not None:
         dataset = dataset.shuffle(len(images), seed=shuffle_seed)
@@ -46,8 +56,8 @@ def make_dataset(
     options.autotune.enabled = False
 
     def scale(
-        images: tf.Tensor, labels: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+        images: "tf.Tensor", labels: "tf.Tensor"
+    ) -> "tuple[tf.Tensor, tf.Tensor]":
         # In TensorFlow, whatever backend Keras has.
         return (tf.cast(images, keras.config.floatx()) - mean) / std, labels
 

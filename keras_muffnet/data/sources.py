@@ -1,225 +1,428 @@
-"""Labelled images from scikit-learn, a folder or TensorFlow Datasets."""
+"""Labelled images in folders, archives, TFRecords and TensorFlow Datasets.
 
-import functools
-import math
+A source gives the encoded images of a split by position, in any order. Both
+feeds read from it, so that they see the same examples under the same numbers.
+"""
+
+import dataclasses
+import lzma
 import os
+import pathlib
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
+from keras_muffnet.data import records
 from keras_muffnet.data.digits import load_digits
-from keras_muffnet.federation import positive_integer
 from keras_muffnet.optional import load_optional
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
-Shape = tuple[int, int, int]
-# From the number of images to the sorted positions of those to load.
-Pick = Callable[[int], np.ndarray]
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
-class ImageSet(NamedTuple):
-    """Images in memory, with their labels.
+class Examples:
+    """The encoded images of a split, by position from 0."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, position: int) -> str:
+        """What an error calls the image: its path, or file and record."""
+        raise NotImplementedError
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        """Reads an image, still encoded, and its label.
+
+        Raises:
+            ValueError: telling what is wrong, without the image's name.
+        """
+        raise NotImplementedError
+
+
+class FileExamples(Examples):
+    """Images that are files."""
+
+    def __init__(self, paths: Sequence[str], labels: Sequence[int]):
+        self.paths = paths
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, position: int) -> str:
+        return self.paths[position]
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        with open(self.paths[position], "rb") as file:
+            return file.read(), self.labels[position]
+
+
+class ArchiveExamples(Examples):
+    """Images read out of an archive into memory, still encoded."""
+
+    def __init__(
+        self, names: Sequence[str], labels: Sequence[int], files: dict
+    ):
+        self.names = names
+        self.labels = labels
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, position: int) -> str:
+        return self.names[position]
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        return self.files[self.names[position]], self.labels[position]
+
+
+class RecordExamples(Examples):
+    """Images in TFRecord files, read at their offsets."""
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        positions: Sequence[np.ndarray],
+        classes: int,
+        keys: tuple[str, str] = (records.IMAGE_KEY, records.LABEL_KEY),
+    ):
+        self.files = files
+        self.positions = positions
+        self.starts = np.cumsum([0, *map(len, positions)])
+        self.classes = classes
+        self.keys = keys
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def _file(self, position: int) -> tuple[int, int]:
+        file = int(np.searchsorted(self.starts, position, "right")) - 1
+        return file, position - int(self.starts[file])
+
+    def name(self, position: int) -> str:
+        file, record = self._file(position)
+        return f"{self.files[file]}, record {record}"
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        file, record = self._file(position)
+        offset, length = self.positions[file][record]
+        with open(self.files[file], "rb") as opened:
+            opened.seek(offset)
+            example = opened.read(length)
+        image, label = records.parse_example(example, *self.keys)
+        if not 0 <= label < self.classes:
+            raise ValueError(
+                f"its label is {label}, not of the {self.classes} classes, "
+                f"0 to {self.classes - 1}"
+            )
+        return image, label
+
+
+class DigitsExamples(Examples):
+    """scikit-learn's digits, which are never encoded."""
+
+    def __init__(self, split: str):
+        self.split = split
+
+    def __len__(self) -> int:
+        return 360 if self.split == "test" else 1437
+
+    def name(self, position: int) -> str:
+        return f"digits, {self.split} {position}"
+
+    def arrays(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Gives uint8 `(n, height, width, 3)` and int64 `(n,)`."""
+        if size[0] != size[1]:
+            raise ValueError(
+                f"`size` must be square for the digits. Received: size={size}"
+            )
+        return load_digits(size[0])[self.split == "test"]
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        raise ValueError(
+            "`source` must hold encoded images. Received: the digits, which "
+            "are arrays"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Labelled images, split into training and test images.
+
+    Made by `open_source`.
 
     Attributes:
-        images: uint8 `(n, height, width, channels)`.
-        labels: int64 `(n,)`, positions in `class_names`.
+        name: as it was given to `open_source`.
         class_names: a name for each label.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    name: str
     class_names: tuple[str, ...]
+    _split: Callable[[str], Examples] = dataclasses.field(repr=False)
+
+    def split(self, name: str) -> Examples:
+        """Opens a split.
+
+        Raises:
+            ValueError: if there is none of that name, or it lacks an image,
+                in all or in a class folder.
+        """
+        examples = self._split(name)
+        if len(examples) == 0:
+            raise ValueError(
+                f"`source` must hold images. Received: {self.name!r}, whose "
+                f"split {name!r} has none"
+            )
+        return examples
 
 
-def load_images(
-    source: str | os.PathLike[str],
-    split: str,
-    size: tuple[int, int],
-    *,
-    channels: int = 3,
-    limit: int | None = None,
-    seed: int = 0,
-) -> ImageSet:
-    """Loads labelled images of one size into memory.
-
-    Images of another size are resized bilinearly with antialiasing, without
-    keeping their aspect ratio. They stay in the order of the source, which in
-    a folder is class by class.
+def open_source(source: str | os.PathLike[str]) -> Source:
+    """Opens labelled images. Only TensorFlow Datasets needs TensorFlow.
 
     Args:
         source: one of
 
             - `"digits"`: scikit-learn's digits; see `load_digits`.
-            - a folder that holds `train/` and `test/` or `val/`, each with a
-              folder a class, named as the class, of JPEG, PNG, GIF (its first
-              frame) and BMP (24 or 32 bits) files. What is hidden, its
-              name starting with a dot, is passed over. Classes are those of
-              `train/`, sorted by name; the other splits may lack some.
+            - a folder of `train/` and `test/` or `val/`, each with a folder a
+              class, as `load_images` reads it.
+            - an archive of such a folder: a .zip or .tar, or one of .tar.gz,
+              .tar.bz2 and .tar.xz. It is read into memory, still encoded.
+            - a folder of TFRecord files, `train-*` and `test-*`, `val-*` or
+              `validation-*`, of examples with the image, encoded, at
+              `image/encoded` and its label at `image/class/label`, and with
+              `classes.txt`, a class name a line. `write_records` writes it.
             - `"tfds:NAME"`: an image classification data set of TensorFlow
               Datasets. It is downloaded once, to `~/tensorflow_datasets` or
               where `TFDS_DATA_DIR` says.
-        split: `"train"`, `"test"` or, in a folder, `"val"`; a folder without
-            `test/` gives `val/` for `"test"`. For TensorFlow Datasets a name
-            or slice of a split as it has them: `"validation"`,
-            `"train[:10%]"`.
-        size: height and width in pixels; equal for the digits.
-        channels: 3 for RGB, 1 for grey.
-        limit: the most images to load. They are drawn before any is decoded,
-            each with the same chance, so that classes keep their shares but
-            for chance. None loads all.
-        seed: of the draw.
 
     Raises:
         ImportError: if the package that the source needs is not installed.
-        ValueError: if an argument is not as above; if a class folder is
-            empty, or something in it is no image or a damaged one (nothing is
-            left out silently); if an image has no label; or if the images
-            would take more than half of the machine's memory.
+        ValueError: if `source` is not as above.
     """
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(
-            f"`size` must be a height and a width. Received: size={size!r}"
-        )
-    height, width = (
-        positive_integer(f"size[{i}]", side) for i, side in enumerate(size)
-    )
-    if channels not in (1, 3):
-        raise ValueError(
-            f"`channels` must be 1 or 3. Received: channels={channels!r}"
-        )
-    if limit is not None:
-        limit = positive_integer("limit", limit)
-    shape = (height, width, channels)
-    pick = functools.partial(_pick, shape=shape, limit=limit, seed=seed)
     if isinstance(source, str) and source == "digits":
-        return _from_digits(split, shape, pick)
+        names = tuple(str(digit) for digit in range(10))
+        return Source("digits", names, _digits_split)
     if isinstance(source, str) and source.startswith("tfds:"):
-        return _from_tfds(source, split, shape, pick)
-    if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(source):
-        raise ValueError(
-            "`source` must be 'digits', 'tfds:NAME' or an existing folder. "
-            f"Received: source={source!r}"
-        )
-    return _from_folder(os.fspath(source), split, shape, pick)
+        return _open_tfds(source)
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if os.path.isfile(path) and path.lower().endswith(ARCHIVES):
+            return _open_archive(path)
+        if os.path.isdir(path):
+            if os.path.exists(os.path.join(path, records.CLASSES_FILE)):
+                return _open_records(path)
+            return _open_folder(path)
+    raise ValueError(
+        "`source` must be 'digits', 'tfds:NAME', an existing folder or an "
+        f"archive ({', '.join(ARCHIVES)}). Received: source={source!r}"
+    )
 
 
-def _pick(count: int, shape: Shape, limit: int | None, seed: int) -> np.ndarray:
-    picked = np.arange(count)
-    if limit is not None and limit < count:
-        rng = np.random.default_rng(seed)
-        picked = np.sort(rng.choice(count, limit, replace=False))
-    needed = len(picked) * math.prod(shape)
-    # Windows does not tell; there numpy raises what it cannot hold.
-    if hasattr(os, "sysconf"):
-        half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        if needed > half:
-            raise ValueError(
-                "`limit` must keep the images within half of this machine's "
-                f"memory, {half / 2**30:.1f} GiB; {len(picked)} images of "
-                f"{shape} take {needed / 2**30:.1f} GiB. Received: "
-                f"limit={limit!r}"
-            )
-    return picked
-
-
-def _from_digits(split: str, shape: Shape, pick: Pick) -> ImageSet:
+def _digits_split(split: str) -> Examples:
     if split not in ("train", "test"):
         raise ValueError(
             f"`split` must be 'train' or 'test'. Received: split={split!r}"
         )
-    if shape[0] != shape[1]:
-        raise ValueError(
-            f"`size` must be square for the digits. Received: size={shape[:2]}"
-        )
-    picked = pick(360 if split == "test" else 1437)
-    images, labels = load_digits(shape[0])[split == "test"]
-    names = tuple(str(digit) for digit in range(10))
-    return ImageSet(images[picked, ..., : shape[2]], labels[picked], names)
+    return DigitsExamples(split)
 
 
-def _from_folder(root: str, split: str, shape: Shape, pick: Pick) -> ImageSet:
-    if split not in ("train", "test", "val"):
-        raise ValueError(
-            "`split` must be 'train', 'test' or 'val' for a folder. Received: "
-            f"split={split!r}"
-        )
-    folder = os.path.join(root, split)
-    val = os.path.join(root, "val")
-    if split == "test" and not os.path.isdir(folder) and os.path.isdir(val):
-        folder = val
-    names = _class_names(os.path.join(root, "train"))
-    present = _class_names(folder)
-    if more := [name for name in present if name not in names]:
-        raise ValueError(
-            f"`source` must have the classes of {folder!r} in its train/ too. "
-            f"Received: {_listed(more)}"
-        )
-    files: list[str] = []
-    labels: list[int] = []
-    for name in present:
-        of_class = _visible(os.path.join(folder, name))
-        if not of_class:
+class Tree:
+    """Folders of classes, on disk or in an archive."""
+
+    def __init__(self, root: str, entries: Callable[[str], list[str] | None]):
+        self.root = root
+        # The visible names in a folder, sorted; None if it is no folder.
+        self.entries = entries
+
+    def class_names(self, split: str) -> list[str]:
+        """The classes of a split: its folders."""
+        folder = f"{self.root}/{split}"
+        inside = self.entries(folder)
+        if inside is None:
             raise ValueError(
-                "`source` must hold an image of each class. Received: "
-                f"{os.path.join(folder, name)!r}, which is empty"
+                "`source` must hold train/ and the folder of the split (for "
+                f"'test', val/ will do). Received: {folder!r}, which is not "
+                "there"
             )
-        files += of_class
-        labels += [names.index(name)] * len(of_class)
-    _refuse([f for f in files if not f.lower().endswith(SUFFIXES)])
-    picked = pick(len(files))
-    encoded = [os.fsencode(files[i]) for i in picked]
-    records = tf.data.Dataset.from_tensor_slices(
-        (encoded, np.array(labels, np.int64)[picked])
-    )
-    images, loaded, found = _decode(records, len(picked), shape, files=True)
-    if not found.all():
-        raise ValueError(
-            "`source` must hold whole JPEG, PNG, GIF or 24-bit BMP images. "
-            "Received files that cannot be read and decoded: "
-            + _listed([files[i] for i in picked[~found]])
-        )
-    return ImageSet(images, loaded, tuple(names))
+        paths = [f"{folder}/{name}" for name in inside]
+        strays = [path for path in paths if self.entries(path) is None]
+        if len(strays) == len(paths):
+            raise ValueError(
+                "`source` must hold, in the folder of a split, a folder for "
+                f"each class. Received: {folder!r}, which has none"
+            )
+        refuse_strays(strays)
+        return inside
+
+    def files(self, split: str) -> tuple[list[str], list[int], list[str]]:
+        """The files of a split, their labels and the names of all classes.
+
+        What has not the suffix of an image is among the files.
+        """
+        if split not in ("train", "test", "val"):
+            raise ValueError(
+                "`split` must be 'train', 'test' or 'val' for a folder. "
+                f"Received: split={split!r}"
+            )
+        if split == "test" and self.entries(f"{self.root}/test") is None:
+            has_val = self.entries(f"{self.root}/val") is not None
+            split = "val" if has_val else split
+        folder = f"{self.root}/{split}"
+        names = self.class_names("train")
+        present = self.class_names(split)
+        if more := [name for name in present if name not in names]:
+            raise ValueError(
+                f"`source` must have the classes of {folder!r} in its train/ "
+                f"too. Received: {listed(more)}"
+            )
+        files: list[str] = []
+        labels: list[int] = []
+        for name in present:
+            of_class = self.entries(f"{folder}/{name}")
+            if not of_class:
+                raise ValueError(
+                    "`source` must hold an image of each class. Received: "
+                    f"{f'{folder}/{name}'!r}, which is empty"
+                )
+            files += [f"{folder}/{name}/{file}" for file in of_class]
+            labels += [names.index(name)] * len(of_class)
+        return files, labels, names
 
 
-def _class_names(folder: str) -> list[str]:
-    if not os.path.isdir(folder):
-        raise ValueError(
-            "`source` must hold train/ and the folder of the split (for "
-            f"'test', val/ will do). Received: {folder!r}, which is not there"
-        )
-    inside = _visible(folder)
-    if not any(os.path.isdir(path) for path in inside):
-        raise ValueError(
-            "`source` must hold, in the folder of a split, a folder for each "
-            f"class. Received: {folder!r}, which has none"
-        )
-    _refuse([path for path in inside if not os.path.isdir(path)])
-    return [os.path.basename(path) for path in inside]
+def folder_tree(root: str) -> Tree:
+    """The tree of a folder on disk."""
+
+    def entries(folder: str) -> list[str] | None:
+        if not os.path.isdir(folder):
+            return None
+        return sorted(n for n in os.listdir(folder) if not n.startswith("."))
+
+    return Tree(os.path.normpath(root), entries)
 
 
-def _visible(folder: str) -> list[str]:
-    names = sorted(os.listdir(folder))
-    return [os.path.join(folder, n) for n in names if not n.startswith(".")]
-
-
-def _refuse(strays: list[str]) -> None:
+def refuse_strays(strays: Sequence[str]) -> None:
+    """Raises for what lies where only images and folders of them may."""
     if strays:
         raise ValueError(
             "`source` must hold nothing but images in the folders of classes: "
-            f"{', '.join(SUFFIXES)}. Received: {_listed(strays)}"
+            f"{', '.join(SUFFIXES)}. Received: {listed(strays)}"
         )
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """How many there are, and the first five."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{len(names)}: {', '.join(map(repr, names[:5]))}{more}"
 
 
-def _from_tfds(source: str, split: str, shape: Shape, pick: Pick) -> ImageSet:
+def _open_folder(root: str) -> Source:
+    tree = folder_tree(root)
+
+    def split(name: str) -> Examples:
+        files, labels, _ = tree.files(name)
+        return FileExamples(files, labels)
+
+    return Source(root, tuple(tree.class_names("train")), split)
+
+
+def _open_archive(path: str) -> Source:
+    try:
+        files = dict(_archived(path))
+    except (
+        OSError,
+        EOFError,
+        lzma.LZMAError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(
+            f"`source` must be a whole archive. Received: {path!r}, which "
+            f"cannot be read: {error}"
+        ) from None
+    folders: dict[str, set[str]] = {}
+    for name in files:
+        parts = name.split("/")
+        for depth in range(len(parts)):
+            folder = "/".join([path, *parts[:depth]])
+            folders.setdefault(folder, set()).add(parts[depth])
+
+    def entries(folder: str) -> list[str] | None:
+        names = folders.get(folder)
+        return None if names is None else sorted(names)
+
+    # What was packed is often the folder itself rather than what is in it.
+    tops = sorted(folders.get(path, ()))
+    inner = len(tops) == 1 and tops[0] not in ("train", "test", "val")
+    tree = Tree(f"{path}/{tops[0]}" if inner else path, entries)
+    named = {f"{path}/{name}": content for name, content in files.items()}
+
+    def split(name: str) -> Examples:
+        names, labels, _ = tree.files(name)
+        return ArchiveExamples(names, labels, named)
+
+    return Source(path, tuple(tree.class_names("train")), split)
+
+
+def _archived(path: str) -> Iterator[tuple[str, bytes]]:
+    """The visible files of an archive."""
+
+    def visible(name: str) -> str | None:
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        hidden = any(part.startswith(".") for part in parts)
+        return None if hidden else "/".join(parts)
+
+    if path.lower().endswith(".zip"):
+        with zipfile.ZipFile(path) as zipped:
+            for entry in zipped.infolist():
+                if not entry.is_dir() and (name := visible(entry.filename)):
+                    yield name, zipped.read(entry)
+        return
+    with tarfile.open(path, "r|*") as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is not None and (name := visible(member.name)):
+                yield name, content.read()
+
+
+def _open_records(root: str) -> Source:
+    text = (pathlib.Path(root) / records.CLASSES_FILE).read_text()
+    names = tuple(line for line in text.splitlines() if line)
+    if not names:
+        raise ValueError(
+            "`source` must name its classes. Received: "
+            f"{os.path.join(root, records.CLASSES_FILE)!r}, which is empty"
+        )
+
+    def split(name: str) -> Examples:
+        stands_in = ("test", "val", "validation") if name == "test" else (name,)
+        for prefix in stands_in:
+            found = sorted(pathlib.Path(root).glob(f"{prefix}-*"))
+            if found:
+                files = [str(file) for file in found]
+                positions = [records.record_positions(file) for file in files]
+                return RecordExamples(files, positions, len(names))
+        raise ValueError(
+            f"`source` must hold TFRecord files {f'{name}-*'!r} for the split "
+            f"{name!r}. Received: {root!r}, which has none"
+        )
+
+    return Source(root, names, split)
+
+
+def tfds_builder(source: str) -> tuple[Any, list[str], tuple[str, ...]]:
+    """Prepares a data set of TensorFlow Datasets.
+
+    Returns:
+        Its builder, the keys of image and label, and the class names.
+    """
     tfds = load_optional("tensorflow_datasets", "datasets")
     try:
         builder = tfds.builder(source.removeprefix("tfds:"), try_gcs=False)
@@ -244,82 +447,35 @@ def _from_tfds(source: str, split: str, shape: Shape, pick: Pick) -> ImageSet:
             f"Received: source={source!r}, of {kinds}"
         )
     builder.download_and_prepare()
+    return builder, keys, tuple(kinds[1].names)
+
+
+def tfds_split(builder: Any, source: str, split: str) -> Any:
+    """A split of TensorFlow Datasets, or a slice of one."""
     try:
-        count = builder.info.splits[split].num_examples
+        return builder.info.splits[split]
     except (KeyError, ValueError):
         raise ValueError(
             f"`split` must be of {sorted(builder.info.splits)}, or a slice "
             f"such as 'train[:10%]', for {source!r}. Received: split={split!r}"
         ) from None
-    picked = pick(count)
-    records = builder.as_dataset(
-        split=split,
-        as_supervised=True,
-        decoders={keys[0]: tfds.decode.SkipDecoding()},
-        read_config=tfds.ReadConfig(try_autocache=False),
-    )
-    if len(picked) < count:
-        kept = np.isin(np.arange(count), picked)
-        records = records.enumerate()
-        records = records.filter(lambda index, _: tf.gather(kept, index))
-        records = records.map(lambda _, record: record)
-    images, labels, _ = _decode(records, len(picked), shape, files=False)
-    if (labels < 0).any():
-        raise ValueError(
-            "`split` must have a label for each image. Received: "
-            f"split={split!r} of {source!r}, which has images without"
-        )
-    return ImageSet(images, labels, tuple(kinds[1].names))
 
 
-def _decode(
-    records: tf.data.Dataset, count: int, shape: Shape, files: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Decodes pairs of an image, encoded or its file, and a label.
+def _open_tfds(source: str) -> Source:
+    builder, keys, names = tfds_builder(source)
 
-    Returns:
-        The images, the labels, and which of them there are: a file that
-        cannot be decoded is passed over.
-    """
-    height, width, channels = shape
+    def split(name: str) -> Examples:
+        files, positions = [], []
+        for shard in tfds_split(builder, source, name).file_instructions:
+            if ".tfrecord" not in os.path.basename(shard.filename):
+                raise ValueError(
+                    "`source` must be prepared as TFRecords (file_format="
+                    f"'tfrecord'). Received: {source!r}, which has "
+                    f"{shard.filename!r}"
+                )
+            files.append(shard.filename)
+            found = records.record_positions(shard.filename)[shard.skip :]
+            positions.append(found[: shard.take] if shard.take > 0 else found)
+        return RecordExamples(files, positions, len(names), (keys[0], keys[1]))
 
-    def resized(image: tf.Tensor) -> tf.Tensor:
-        image = tf.image.resize(image, (height, width), antialias=True)
-        return tf.cast(tf.round(image), tf.uint8)
-
-    def decoded(
-        index: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        image, label = record
-        image = tf.io.read_file(image) if files else image
-        # TensorFlow would take the indices into a palette for greys.
-        bmp = tf.strings.substr(image, 0, 2) == b"BM"
-        indexed = tf.strings.substr(image, 28, 1) == b"\x08"
-        tf.debugging.Assert(~(bmp & indexed), ["BMP with a palette"])
-        # Always as RGB: not every format is decoded to grey.
-        image = tf.io.decode_image(image, channels=3, expand_animations=False)
-        image.set_shape((None, None, 3))
-        if channels == 1:
-            image = tf.image.rgb_to_grayscale(image)
-        fits = tf.reduce_all(tf.shape(image)[:2] == (height, width))
-        image = tf.cond(fits, lambda: image, lambda: resized(image))
-        return index, image, label
-
-    dataset = records.enumerate().map(decoded, os.cpu_count() or 1)
-    if files:
-        dataset = dataset.ignore_errors()
-    options = tf.data.Options()
-    options.autotune.enabled = False  # as in pipeline.py
-    dataset = dataset.batch(32).prefetch(2).with_options(options)
-    images = np.empty((count, *shape), np.uint8)
-    labels = np.empty(count, np.int64)
-    found = np.zeros(count, bool)
-    progress = (
-        keras.utils.Progbar(count, unit_name="image") if count > 2000 else None
-    )
-    for index, batch, batch_labels in dataset.as_numpy_iterator():
-        images[index], labels[index] = batch, batch_labels
-        found[index] = True
-        if progress:
-            progress.update(int(index[-1]) + 1)
-    return images, labels, found
+    return Source(source, names, split)

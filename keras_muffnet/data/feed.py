@@ -1,0 +1,506 @@
+"""Batches for `model.fit`, the same whatever they come from.
+
+Batch k of epoch e follows from the seed, e and k: a run that goes on from a
+checkpoint sees what a run never stopped would have seen.
+"""
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_muffnet.data.augmentation import Augmentation
+from keras_muffnet.data.augmentation import Draws
+from keras_muffnet.data.augmentation import permutation
+from keras_muffnet.data.decoding import Geometry
+from keras_muffnet.data.reading import PillowReader
+from keras_muffnet.data.reading import TensorFlowReader
+from keras_muffnet.data.reading import not_images
+from keras_muffnet.data.reading import refuse_bad
+from keras_muffnet.data.reading import with_options
+from keras_muffnet.data.sources import DigitsExamples
+from keras_muffnet.data.sources import Examples
+from keras_muffnet.data.sources import Source
+from keras_muffnet.data.transforms import Transform
+from keras_muffnet.data.transforms import compiled
+from keras_muffnet.federation import positive_integer
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Batch = tuple[np.ndarray, np.ndarray, Draws]
+
+
+class Split:
+    """The images of a split that are good, in memory or to be streamed.
+
+    Args:
+        examples: the images.
+        geometry: how they get their size.
+        reader: decodes them.
+        cached: keeps them in memory, decoded.
+        skip: leaves bad images out; else they are an error, met here if the
+            images are cached and in the epoch if not.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        geometry: Geometry,
+        reader: TensorFlowReader | PillowReader,
+        cached: bool,
+        skip: bool,
+    ):
+        self.examples = examples
+        self.geometry = geometry
+        self.reader = reader
+        self.skipped: list[tuple[str, str]] = []
+        self.positions = np.arange(len(examples))
+        # Pixels and labels, in memory.
+        self.arrays: tuple[np.ndarray, np.ndarray] | None = None
+        if isinstance(examples, DigitsExamples):
+            if geometry.aspect or geometry.centre:
+                raise ValueError(
+                    "`augmentation` must have no area and no test_crop for "
+                    "the digits, which are all of one size. Received: "
+                    f"{geometry}"
+                )
+            self.arrays = examples.arrays(geometry.size)
+        elif cached:
+            images = np.empty((len(examples), *geometry.size, 3), np.uint8)
+            labels, bad = reader.scan(examples, geometry, images)
+            self._leave_out(bad, skip)
+            if bad:
+                images, labels = images[self.positions], labels[self.positions]
+            self.arrays = images, labels
+        elif skip:
+            # Read once more: which are good must be known before the order of
+            # the first epoch is drawn.
+            _, bad = reader.scan(examples, geometry)
+            self._leave_out(bad, skip)
+        else:
+            refuse_bad(examples, not_images(examples))
+
+    def _leave_out(self, bad: dict[int, str], skip: bool) -> None:
+        if not skip:
+            refuse_bad(self.examples, bad)
+        self.skipped = [(self.examples.name(p), r) for p, r in bad.items()]
+        self.positions = np.setdiff1d(self.positions, list(bad))
+        if not len(self.positions):
+            raise ValueError(
+                "`source` must hold a good image. Received: all "
+                f"{len(bad)} are bad, the first {self.skipped[0]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class Feed:
+    """Training and test batches. Made by `make_feed`.
+
+    Attributes:
+        class_names: a name for each label.
+        train_size: how many images an epoch draws from.
+        test_size: how many images `evaluation` gives.
+        steps_per_epoch: whole batches in an epoch; which images are left over
+            differs by epoch.
+        skipped: bad images left out, of both splits, each with the reason.
+    """
+
+    def __init__(
+        self,
+        train: Split,
+        test: Split,
+        class_names: tuple[str, ...],
+        recipe: Augmentation,
+        transform: Transform,
+        batch_size: int,
+        seed: int,
+        shard: tuple[int, int],
+    ):
+        self.class_names = class_names
+        self.train_size = len(train)
+        self.test_size = len(test)
+        self.steps_per_epoch = len(train) // batch_size
+        self.skipped = (*train.skipped, *test.skipped)
+        self._train = train
+        self._test = test
+        self._recipe = recipe
+        # Traced once, not once an epoch.
+        self._transform = compiled(transform)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._shard = shard
+
+    def report(self) -> str:
+        """Says in a line how many images there are and were skipped."""
+        names = ", ".join(repr(name) for name, _ in self.skipped[:5])
+        more = ", ..." if len(self.skipped) > 5 else ""
+        return (
+            f"{self.train_size} training and {self.test_size} test images; "
+            f"{len(self.skipped)} bad ones skipped"
+            + (f": {names}{more}" if names else "")
+        )
+
+    def epoch(
+        self, epoch: int, start_step: int = 0
+    ) -> "tf.data.Dataset | Batches":
+        """Gives the training batches of an epoch.
+
+        Args:
+            epoch: from 0.
+            start_step: the first batch given, of `steps_per_epoch`.
+
+        Returns:
+            For Keras on TensorFlow, fed by tf.data, a `tf.data.Dataset`;
+            otherwise a `keras.utils.PyDataset`. Both have a length and give
+            images and labels:
+
+            - images: `(n, height, width, 3)`, or channels first, of Keras's
+              float type, scaled;
+            - labels: integers `(n,)`, or float one-hot `(n, classes)`.
+
+        Raises:
+            ValueError: if there is no such epoch or step.
+        """
+        if not 0 <= start_step < self.steps_per_epoch or epoch < 0:
+            raise ValueError(
+                "`epoch` must be 0 or more and `start_step` in [0, "
+                f"{self.steps_per_epoch}). Received: epoch={epoch}, "
+                f"start_step={start_step}"
+            )
+        index, shards = self._shard
+        rows = self._batch_size // shards
+        order = permutation(self._seed, epoch, self.train_size)
+
+        def chosen(step: int) -> np.ndarray:
+            start = int(step) * self._batch_size + index * rows
+            return order[start : start + rows]
+
+        def draws(step: int) -> Draws:
+            return self._recipe.draw(
+                self._seed,
+                epoch,
+                int(step),
+                self._train.positions[chosen(step)],
+                self._train.geometry.size,
+            )
+
+        def crops(positions: np.ndarray) -> np.ndarray | None:
+            if self._recipe.area is None:
+                return None
+            return self._recipe.draw_crops(self._seed, epoch, positions)
+
+        steps = range(start_step, self.steps_per_epoch)
+        return self._batches(self._train, chosen, crops, draws, steps, rows)
+
+    def evaluation(self) -> "tf.data.Dataset | Batches":
+        """Gives each test image once, in the order of the source.
+
+        Returns:
+            Batches as those of `epoch`, not augmented. The last may be
+            smaller. With shards, each gets all of them.
+        """
+        size = self._batch_size // self._shard[1]
+        order = np.arange(self.test_size)
+        return self._batches(
+            self._test,
+            lambda step: order[int(step) * size : (int(step) + 1) * size],
+            lambda positions: None,
+            lambda step: {},
+            range(math.ceil(self.test_size / size)),
+            size,
+        )
+
+    def _batches(
+        self,
+        split: Split,
+        chosen: Callable[[int], np.ndarray],
+        crops: Callable[[np.ndarray], np.ndarray | None],
+        draws: Callable[[int], Draws],
+        steps: range,
+        size: int,
+    ) -> "tf.data.Dataset | Batches":
+        def chunk(step: int) -> tuple[np.ndarray, np.ndarray | None]:
+            positions = split.positions[chosen(step)]
+            return positions, crops(positions)
+
+        def cached(step: int) -> tuple[np.ndarray, np.ndarray]:
+            rows = chosen(step)
+            assert split.arrays is not None
+            images, labels = split.arrays
+            return images[rows], labels[rows]
+
+        reader, in_memory = split.reader, split.arrays is not None
+        read = split.examples, split.geometry, chunk, steps
+        if (
+            isinstance(reader, TensorFlowReader)
+            and keras.backend.backend() == "tensorflow"
+        ):
+            dataset = (
+                _call_each(cached, steps)
+                if in_memory
+                else reader.dataset(*read, size)
+            )
+            return _augmented(dataset, draws, steps, self._transform)
+
+        def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            if in_memory:
+                return map(cached, steps)
+            if isinstance(reader, TensorFlowReader):
+                dataset = reader.dataset(*read, size).prefetch(2)
+                return with_options(dataset).as_numpy_iterator()
+            return reader.batches(*read)
+
+        def ready() -> Iterator[tuple[Any, Any]]:
+            for step, (images, labels) in zip(steps, pairs(), strict=True):
+                yield self._transform(images, labels, draws(step))
+
+        return Batches(ready, len(steps))
+
+
+def _call_each(call: Callable, steps: range) -> "tf.data.Dataset":
+    """Calls a NumPy function of the step, in tf.data."""
+    import tensorflow as tf
+
+    example = keras.tree.flatten(call(steps.start))
+    # The last batch may be smaller.
+    smaller = len(keras.tree.flatten(call(steps[-1]))[0]) != len(example[0])
+
+    def called(step: "tf.Tensor") -> "tuple[tf.Tensor, ...]":
+        given = tf.numpy_function(
+            lambda step: keras.tree.flatten(call(step)),
+            [step],
+            [tf.as_dtype(array.dtype) for array in example],
+        )
+        for tensor, array in zip(given, example, strict=True):
+            count = None if smaller else array.shape[0]
+            tensor.set_shape((count, *array.shape[1:]))
+        return tuple(given)
+
+    return tf.data.Dataset.range(steps.start, steps.stop).map(called)
+
+
+def _augmented(
+    images: "tf.data.Dataset",
+    draws: Callable[[int], Draws],
+    steps: range,
+    transform: Callable,
+) -> "tf.data.Dataset":
+    """Augments in tf.data, with Keras on TensorFlow."""
+    import tensorflow as tf
+
+    names = sorted(draws(steps.start))
+    if not names:
+        dataset = images.map(lambda x, y: transform(x, y, {}))
+        return with_options(dataset.prefetch(2))
+
+    def drawn(step: int) -> list[np.ndarray]:
+        found = draws(step)
+        return [found[name] for name in names]
+
+    def augment(
+        batch: "tuple[tf.Tensor, tf.Tensor]", numbers: "tuple[tf.Tensor, ...]"
+    ) -> "tuple[tf.Tensor, tf.Tensor]":
+        x, y = batch
+        found = dict(zip(names, numbers, strict=True))
+        x = tf.ensure_shape(x, (numbers[0].shape[0], *x.shape[1:]))
+        return transform(x, y, found)
+
+    dataset = tf.data.Dataset.zip(images, _call_each(drawn, steps))
+    dataset = dataset.map(augment, num_parallel_calls=2)
+    return with_options(dataset.prefetch(2))
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches in their order, for Keras on any backend.
+
+    Args:
+        ready: gives them from the first on.
+        length: how many there are.
+    """
+
+    def __init__(
+        self, ready: Callable[[], Iterator[tuple[Any, Any]]], length: int
+    ):
+        super().__init__()
+        self._ready = ready
+        self._length = length
+        self._next = 0
+        self._iterator: Iterator[tuple[Any, Any]] = iter(())
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        if index == 0:
+            # Keras looks at the first batches, then starts anew.
+            self._iterator = self._ready()
+            self._next = 0
+        if index != self._next or index >= len(self):
+            raise ValueError(
+                "batches must be taken in their order, which `model.fit` does "
+                f"with shuffle=False. Received: batch {index} in place of "
+                f"{self._next} of {len(self)}"
+            )
+        self._next += 1
+        return next(self._iterator)
+
+
+def make_feed(
+    source: Source,
+    augmentation: Augmentation,
+    *,
+    size: tuple[int, int],
+    batch_size: int,
+    seed: int = 0,
+    one_hot: bool = False,
+    train_split: str = "train",
+    test_split: str = "test",
+    on_bad_image: str = "raise",
+    cache: bool | None = None,
+    backend: str | None = None,
+    mean: float = 128.0,
+    std: float = 128.0,
+    data_format: str | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> Feed:
+    """Makes batches for `model.fit` from a source.
+
+    Args:
+        source: of `open_source`.
+        augmentation: of training images: `CIFAR`, `IMAGENET`, `PLAIN` or one's
+            own.
+        size: height and width of the images in pixels.
+        batch_size: images a batch, of all shards together.
+        seed: of the order and the augmentation.
+        one_hot: gives float labels `(n, classes)`. Mixup and cutmix need them.
+        train_split: name of the training split.
+        test_split: name of the test split. For a folder without `test/`,
+            `"test"` gives `val/`.
+        on_bad_image: `"raise"`, or `"skip"` to leave bad images out and list
+            them in `Feed.skipped`. Bad are files that are no whole image, that
+            have other than 1 or 3 channels, or whose label is out of range.
+            Images that are not kept in memory are read once more for it.
+        cache: keeps decoded images in memory. None does where they fit in half
+            of the machine's memory. Random crops by area (`IMAGENET`) are
+            taken from the file each time, whatever is said here.
+        backend: `"tf.data"`; `"arrays"`, which needs Pillow and no TensorFlow;
+            or None for tf.data where TensorFlow is installed.
+        mean: pixel value that becomes 0.
+        std: what pixels are divided by, less the mean.
+        data_format: of the images; None for Keras's.
+        shard: which of how many processes this is. It gets its rows of each
+            batch, augmented as they would be in one process, but mixed among
+            themselves.
+
+    Raises:
+        ImportError: if a package that is needed is not installed.
+        ValueError: if an argument is not as above, the source lacks a split,
+            or an image is bad, which is named with its path.
+    """
+    if not isinstance(source, Source):
+        raise ValueError(
+            f"`source` must come from open_source(). Received: {source!r}"
+        )
+    if not isinstance(augmentation, Augmentation):
+        raise ValueError(
+            "`augmentation` must be an Augmentation. Received: "
+            f"augmentation={augmentation!r}"
+        )
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(
+            f"`size` must be a height and a width. Received: size={size!r}"
+        )
+    size = (
+        positive_integer("size[0]", size[0]),
+        positive_integer("size[1]", size[1]),
+    )
+    batch_size = positive_integer("batch_size", batch_size)
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(
+            f"`seed` must be an integer, 0 or more. Received: seed={seed!r}"
+        )
+    if augmentation.mixes and not one_hot:
+        raise ValueError(
+            "`one_hot` must be True for mixup and cutmix, which mix labels. "
+            f"Received: one_hot={one_hot}"
+        )
+    if on_bad_image not in ("raise", "skip"):
+        raise ValueError(
+            "`on_bad_image` must be 'raise' or 'skip'. Received: "
+            f"on_bad_image={on_bad_image!r}"
+        )
+    index, shards = shard
+    if not 0 <= index < shards or batch_size % shards:
+        raise ValueError(
+            "`shard` must be (index, count), index below count, and count "
+            f"divide the batch size. Received: shard={shard}, "
+            f"batch_size={batch_size}"
+        )
+    reader = _reader(backend)
+    train, test = source.split(train_split), source.split(test_split)
+    if len(train) < batch_size:
+        raise ValueError(
+            "`batch_size` must be at most the number of training images, "
+            f"{len(train)}. Received: batch_size={batch_size}"
+        )
+    if cache is None:
+        cache = _fits_in_memory(len(train) + len(test), size)
+    random = augmentation.area is not None
+    skip = on_bad_image == "skip"
+    geometry = Geometry(size, augmentation.aspect if random else None)
+    train_images = Split(train, geometry, reader, cache and not random, skip)
+    geometry = Geometry(size, centre=augmentation.test_crop)
+    test_images = Split(test, geometry, reader, cache, skip)
+    if len(train_images) < batch_size:
+        raise ValueError(
+            "`batch_size` must be at most the number of good training images, "
+            f"{len(train_images)}. Received: batch_size={batch_size}"
+        )
+    transform = Transform(
+        augmentation,
+        mean,
+        std,
+        len(source.class_names) if one_hot else 0,
+        data_format or keras.config.image_data_format(),
+    )
+    return Feed(
+        train_images,
+        test_images,
+        source.class_names,
+        augmentation,
+        transform,
+        batch_size,
+        seed,
+        (index, shards),
+    )
+
+
+def _reader(backend: str | None) -> TensorFlowReader | PillowReader:
+    if backend is None:
+        has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+        backend = "tf.data" if has_tensorflow else "arrays"
+    if backend == "tf.data":
+        return TensorFlowReader()
+    if backend == "arrays":
+        return PillowReader()
+    raise ValueError(
+        "`backend` must be 'tf.data', 'arrays' or None. Received: "
+        f"backend={backend!r}"
+    )
+
+
+def _fits_in_memory(count: int, size: tuple[int, int]) -> bool:
+    # Windows does not tell; there numpy raises what it cannot hold.
+    if not hasattr(os, "sysconf"):
+        return True
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return count * math.prod(size) * 3 <= half

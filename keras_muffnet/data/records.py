@@ -1,0 +1,174 @@
+"""TFRecord files of labelled images: reading needs no TensorFlow."""
+
+import os
+import pathlib
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+
+from keras_muffnet.federation import positive_integer
+from keras_muffnet.files import written_aside
+from keras_muffnet.optional import load_optional
+
+if TYPE_CHECKING:
+    from keras_muffnet.data.sources import Source
+
+# The keys that TensorFlow's own image records have.
+IMAGE_KEY = "image/encoded"
+LABEL_KEY = "image/class/label"
+CLASSES_FILE = "classes.txt"
+
+
+def record_positions(path: str) -> np.ndarray:
+    """Finds the records of a file by its length fields alone.
+
+    Returns:
+        int64 `(n, 2)`: where each record's content starts, and its length.
+
+    Raises:
+        ValueError: naming the file, if it ends within a record.
+    """
+    size = os.path.getsize(path)
+    positions: list[tuple[int, int]] = []
+    with open(path, "rb") as file:
+        at = 0
+        while at < size:
+            # Length, its checksum, content, its checksum.
+            header = file.read(8)
+            (length,) = struct.unpack("<Q", header.ljust(8, b"\xff"))
+            if at + 16 + length > size:
+                raise ValueError(
+                    "`source` must hold whole TFRecord files. Received: "
+                    f"{path!r}, which ends within record {len(positions)}"
+                )
+            positions.append((at + 12, length))
+            at += 16 + length
+            file.seek(at)
+    return np.array(positions, np.int64).reshape(-1, 2)
+
+
+def parse_example(
+    record: bytes, image_key: str, label_key: str
+) -> tuple[bytes, int]:
+    """Reads an image and its label from a serialized `tf.train.Example`.
+
+    Raises:
+        ValueError: if the record is no `Example` or lacks one of the two.
+    """
+    found: dict[bytes, memoryview] = {}
+    wanted = {image_key.encode(), label_key.encode()}
+    try:
+        for features in _fields(memoryview(record), 1):
+            for entry in _fields(features, 1):
+                key = bytes(next(_fields(entry, 1)))
+                if key in wanted:
+                    found[key] = next(_fields(entry, 2))
+        # Feature: 1 is a list of byte strings, 3 of integers.
+        image = bytes(
+            next(_fields(next(_fields(found[image_key.encode()], 1)), 1))
+        )
+        numbers = next(_fields(found[label_key.encode()], 3))
+        label = next(_fields(numbers, 1))
+    except (KeyError, StopIteration, IndexError, TypeError):
+        raise ValueError(
+            f"a record of an image at {image_key!r} and a label at "
+            f"{label_key!r} was expected"
+        ) from None
+    # Written packed, as a string of varints, or alone.
+    number = label if isinstance(label, int) else _varint(label, 0)[0]
+    return image, number - (1 << 64) if number >> 63 else number
+
+
+def _fields(message: memoryview, wanted: int) -> Iterator[Any]:
+    """The values of a field of a protocol buffer: views or integers."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        field, kind = tag >> 3, tag & 7
+        value: int | memoryview
+        if kind == 0:
+            value, at = _varint(message, at)
+        elif kind == 2:
+            length, at = _varint(message, at)
+            value = message[at : at + length]
+            if len(value) < length:
+                raise IndexError
+            at += length
+        elif kind in (1, 5):
+            value = message[at : at + (8 if kind == 1 else 4)]
+            at += len(value)
+        else:
+            raise IndexError
+        if field == wanted:
+            yield value
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+        shift += 7
+
+
+def write_records(
+    source: "Source",
+    folder: str | os.PathLike[str],
+    split: str,
+    shards: int = 1,
+) -> list[pathlib.Path]:
+    """Writes a split as TFRecords that `open_source` reads. Needs TensorFlow.
+
+    The encoded images are copied as they are. Record i of the split goes to
+    file `i % shards`.
+
+    Args:
+        source: where the images come from.
+        folder: of the files `SPLIT-00000-of-00004.tfrecord` and so on, and of
+            `classes.txt`, a class name a line.
+        split: of the source; the files have its name.
+        shards: how many files.
+
+    Returns:
+        The files.
+
+    Raises:
+        ImportError: if TensorFlow is not installed.
+        ValueError: if the source has no such split, or its images are not
+            encoded (the digits).
+    """
+    tf = load_optional("tensorflow", "tensorflow")
+    shards = positive_integer("shards", shards)
+    examples = source.split(split)
+    folder = pathlib.Path(folder)
+    paths = [
+        folder / f"{split}-{i:05}-of-{shards:05}.tfrecord"
+        for i in range(shards)
+    ]
+    for shard, path in enumerate(paths):
+        with (
+            written_aside(path) as aside,
+            tf.io.TFRecordWriter(str(aside)) as writer,
+        ):
+            for i in range(shard, len(examples), shards):
+                image, label = examples.read(i)
+                feature = {
+                    IMAGE_KEY: tf.train.Feature(
+                        bytes_list=tf.train.BytesList(value=[image])
+                    ),
+                    LABEL_KEY: tf.train.Feature(
+                        int64_list=tf.train.Int64List(value=[label])
+                    ),
+                }
+                features = tf.train.Features(feature=feature)
+                example = tf.train.Example(features=features)
+                writer.write(example.SerializeToString())
+    with written_aside(folder / CLASSES_FILE) as aside:
+        aside.write_text("".join(f"{n}\n" for n in source.class_names))
+    return paths
