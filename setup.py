@@ -22,6 +22,8 @@ DATASETS = [
     "importlib_resources",
     "tensorflow-datasets>=4.9.10,<5",
 ]
+# Images for training where there is no TensorFlow.
+ARRAYS = ["pillow>=11,<14"]
 QUANTIZATION = [
     *TENSORFLOW,
     "ai-edge-litert>=2.3,<3",
@@ -45,7 +47,7 @@ CLIENT = ["httpx>=0.28,<1", "orjson>=3.10,<4", "tenacity>=9,<10"]
 LOADTEST = [*SERVING, "locust>=2.40,<3", "matplotlib>=3.8,<4", "psutil>=6"]
 # Pictures, and the digits that the quickstart trains on.
 EXAMPLES = ["matplotlib>=3.8,<4", "scikit-learn>=1.5,<2"]
-ALL = sorted({*DATASETS, *QUANTIZATION, *SERVING, *EXAMPLES})
+ALL = sorted({*DATASETS, *ARRAYS, *QUANTIZATION, *SERVING, *EXAMPLES})
 
 setup(
     name="keras-muffnet",
@@ -67,6 +69,7 @@ setup(
     extras_require={
         "tensorflow": TENSORFLOW,
         "datasets": DATASETS,
+        "arrays": ARRAYS,
         "quantization": QUANTIZATION,
         "serving": SERVING,
         "litert-serving": LITERT_SERVING,
