@@ -1,4 +1,4 @@
-"""Pictures: the sharing matrix, curves, predictions, quantization noise.
+"""Pictures: sharing matrix, curves, predictions, confusion, noise.
 
 All need matplotlib; without it they raise an ImportError that names the
 command to install it.
@@ -86,12 +86,13 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: Path) -> None:
     """
     figure, panels = _figure(10, 4, columns=2)
     epochs = np.arange(1, len(history["loss"]) + 1)
+    marker = "o" if len(epochs) <= 30 else ""
     for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
-        axes.plot(epochs, history[metric], marker="o", label="training")
-        axes.plot(epochs, history[f"val_{metric}"], marker="o", label="test")
+        axes.plot(epochs, history[metric], marker=marker, label="training")
+        axes.plot(epochs, history[f"val_{metric}"], marker=marker, label="test")
         axes.set_xlabel("epoch")
         axes.set_ylabel(metric)
-        axes.set_xticks(epochs)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
     panels[0].set_yscale("log")
@@ -131,6 +132,45 @@ def plot_predictions(
         axes.set_title(
             title, fontsize=9, color="black" if best == label else "firebrick"
         )
+    _save(figure, path)
+
+
+def plot_confusion(
+    confusion: np.ndarray, class_names: Sequence[str], path: Path
+) -> None:
+    """Draws what each class was taken for, as shares of the class's images.
+
+    Up to 20 classes have the shares written in, in percent.
+
+    Args:
+        confusion: numbers of images, `(classes, classes)`: of the row's class,
+            taken for the column's.
+        class_names: a name for each class.
+        path: picture to write; its suffix gives the format.
+    """
+    classes = len(class_names)
+    side = float(np.clip(0.45 * classes + 2, 5, 16))
+    figure, axes = _figure(side, side)
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.7)
+    if classes <= 20:
+        for i, j in zip(*np.nonzero(confusion), strict=True):
+            axes.text(
+                j,
+                i,
+                f"{100 * shares[i, j]:.0f}",
+                ha="center",
+                va="center",
+                color="white" if shares[i, j] > 0.6 else "black",
+                fontsize=8,
+            )
+    if classes <= 60:
+        axes.set_xticks(range(classes), class_names, rotation=90, fontsize=8)
+        axes.set_yticks(range(classes), class_names, fontsize=8)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("class")
+    axes.set_title("What each class was taken for")
     _save(figure, path)
 
 

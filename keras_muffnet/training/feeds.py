@@ -1,0 +1,58 @@
+"""The images of a recipe."""
+
+import dataclasses
+
+from keras_muffnet.data import CIFAR
+from keras_muffnet.data import IMAGENET
+from keras_muffnet.data import PLAIN
+from keras_muffnet.data import make_feed
+from keras_muffnet.data import open_source
+from keras_muffnet.training.loop import Feed
+from keras_muffnet.training.recipe import Recipe
+
+_AUGMENTATIONS = {
+    "plain": PLAIN,
+    "cifar": CIFAR,
+    "imagenet": IMAGENET,
+}
+# Operations of RandAugment on an image, as its paper has them on ImageNet.
+_RAND_AUGMENT_OPERATIONS = 2
+
+
+def open_feed(recipe: Recipe) -> Feed:
+    """Opens the images that a recipe names, augmented as it says.
+
+    Args:
+        recipe: the recipe. Keras must be configured for it before, since the
+            images have Keras's type and data format.
+
+    Raises:
+        ValueError: if the recipe names no images, or they are not as
+            `keras_muffnet.data` wants them.
+        ImportError: if a package that the images need is not installed.
+    """
+    if recipe.data is None:
+        raise ValueError(
+            "`data` must name the images: a folder, 'tfds:NAME' or 'digits'. "
+            "Received: data=None"
+        )
+    augmentation = dataclasses.replace(
+        _AUGMENTATIONS[recipe.augmentation],
+        mixup=recipe.mixup,
+        cutmix=recipe.cutmix,
+        erasing=recipe.erasing,
+        rand_augment=(
+            None
+            if recipe.rand_augment is None
+            else (_RAND_AUGMENT_OPERATIONS, recipe.rand_augment)
+        ),
+    )
+    return make_feed(
+        open_source(recipe.data),
+        augmentation,
+        size=(recipe.size, recipe.size),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        one_hot=bool(recipe.mixup or recipe.cutmix),
+        on_bad_image=recipe.on_bad_image,
+    )

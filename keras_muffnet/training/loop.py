@@ -1,0 +1,501 @@
+"""A training run: epochs, checkpoints, log, best weights, closing figures."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+from typing import NamedTuple
+from typing import Protocol
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_muffnet.files import written_aside
+from keras_muffnet.training.checkpoints import Arrays
+from keras_muffnet.training.checkpoints import Checkpoint
+from keras_muffnet.training.checkpoints import Checkpoints
+from keras_muffnet.training.log import Log
+from keras_muffnet.training.network import deployable
+from keras_muffnet.training.network import gives_logits
+from keras_muffnet.training.network import train_classifier_only
+from keras_muffnet.training.network import train_from
+from keras_muffnet.training.objectives import accuracies
+from keras_muffnet.training.objectives import cross_entropy
+from keras_muffnet.training.optimizer import SGD
+from keras_muffnet.training.optimizer import make_optimizer
+from keras_muffnet.training.recipe import Recipe
+from keras_muffnet.training.schedules import make_schedule
+
+CONFIGURATION = "configuration.json"
+RESULT = "result.json"
+BEST = "best.keras"
+LAST = "last.keras"
+# A run is stopped at so many times the loss of a network that gives each class
+# the same probability.
+DIVERGED = 10
+# What may change when a run goes on, since no weight depends on it.
+_HANDLING = ("checkpoint_steps", "checkpoints_kept")
+
+Row = dict[str, float]
+
+
+class DivergedError(RuntimeError):
+    """The loss became NaN or infinite, or many times that of guessing."""
+
+
+class Feed(Protocol):
+    """Images and labels; see `keras_muffnet.data.make_feed`.
+
+    Attributes:
+        class_names: a name for each class.
+        train_size: number of training images.
+        test_size: number of test images.
+        steps_per_epoch: batches of an epoch.
+    """
+
+    class_names: tuple[str, ...]
+    train_size: int
+    test_size: int
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Any:
+        """Batches of an epoch from a step on, as `model.fit` takes them."""
+
+    def report(self) -> str:
+        """How many images there are, and were skipped, in a line."""
+
+    def evaluation(self) -> Any:
+        """Batches of all test images, once, as `model.evaluate` takes them."""
+
+
+def fit(
+    model: keras.Model,
+    recipe: Recipe,
+    feed: Feed,
+    output: str | os.PathLike[str],
+    verbose: int | str = "auto",
+) -> dict[str, Any]:
+    """Trains a model, or goes on with a run that was interrupted.
+
+    Called again with the same arguments after a kill at any moment, it goes on
+    after the last checkpoint. Where Keras was made deterministic (see
+    `configure_keras`), the weights are in the end the same to the last bit as
+    those of a run that was never killed.
+
+    In the folder lie, during the run: `configuration.json`; `checkpoints/`;
+    `log.csv`, TensorBoard's events and `curves.png`; `best.keras`, of the
+    epoch of the highest test accuracy. After it: `last.keras`, and
+    `result.json` with the figures of both. Both models are float32 and give
+    probabilities. With a moving average of the weights, it is the average
+    that is evaluated and saved.
+
+    Args:
+        model: a functional Keras model, built and not compiled, which ends in
+            a layer of logits or of probabilities. It is trained in place, and
+            has the last weights in the end.
+        recipe: the settings; those of data and network are taken as done.
+        feed: the images.
+        output: folder of the run; it may not exist yet.
+        verbose: 1 for a progress bar, 2 for a line an epoch, 0 for nothing;
+            "auto" is 1 on a terminal and 2 elsewhere.
+
+    Returns:
+        What `result.json` holds: for "best" and "last" the `epoch`, and of the
+        test images `loss` (cross-entropy, without smoothing), `accuracy` and
+        `top5_accuracy`.
+
+    Raises:
+        DivergedError: naming step and learning rate.
+        ValueError: if the folder holds a run of another configuration, naming
+            what differs, or none of its checkpoints is whole.
+        OSError: if a file cannot be written. The checkpoints before stay.
+    """
+    run = _Run(model, recipe, feed, pathlib.Path(output), verbose)
+    run.train()
+    return run.close()
+
+
+class _Phase(NamedTuple):
+    """Epochs with one optimizer, which trains one set of layers."""
+
+    begin: int
+    end: int
+    learning_rate: float
+    choose_layers: Callable[[keras.Model], None]
+
+
+def _phases(recipe: Recipe) -> Iterator[_Phase]:
+    frozen, rate = recipe.freeze_epochs, recipe.learning_rate
+    if frozen:
+        yield _Phase(0, frozen, rate, train_classifier_only)
+        if recipe.unfrozen_learning_rate is not None:
+            rate = recipe.unfrozen_learning_rate
+    yield _Phase(
+        frozen,
+        recipe.epochs,
+        rate,
+        lambda model: train_from(model, recipe.unfreeze_from),
+    )
+
+
+class _Run:
+    def __init__(
+        self,
+        model: keras.Model,
+        recipe: Recipe,
+        feed: Feed,
+        output: pathlib.Path,
+        verbose: int | str,
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.feed = feed
+        self.output = output
+        if verbose == "auto":
+            verbose = 1 if sys.stdout.isatty() else 2
+        self.verbose = verbose
+        self.checkpoints = Checkpoints(
+            output / "checkpoints", recipe.checkpoints_kept
+        )
+        self.log = Log(output)
+        self._jit_compile = (
+            "auto" if recipe.jit_compile is None else recipe.jit_compile
+        )
+        self.rows: list[Row] = []
+        # Now, since Keras would copy what the model is compiled with.
+        self.deployed = deployable(model)
+        # Means over the steps before `start`, where an epoch was cut in two.
+        self.before: Row = {}
+
+    def train(self) -> None:
+        """Trains all epochs that are not done yet."""
+        saved = self._load()
+        epoch, step = (saved.epoch, saved.step) if saved else (0, 0)
+        for phase in _phases(self.recipe):
+            if phase.end <= epoch and phase.end < self.recipe.epochs:
+                continue
+            schedule = self._compile(phase)
+            if saved is not None:
+                begun = (epoch, step) > (phase.begin, 0)
+                _restore(self.model, saved.arrays, optimizer=begun)
+                saved = None
+            while epoch < phase.end:
+                self._train_epoch(epoch, step, phase, schedule)
+                epoch, step = epoch + 1, 0
+
+    def close(self) -> dict[str, Any]:
+        """Evaluates the best and the last weights, and saves the last."""
+        _optimizer(self.model).swap_averages()
+        self._save_model(LAST)
+        # After the saving: its loss is no part of a saved model.
+        self.deployed.compile(
+            loss=cross_entropy(0.0, gives_logits(self.deployed)),
+            metrics=accuracies(len(self.feed.class_names)),
+            jit_compile=self._jit_compile,
+        )
+        best = max(self.rows, key=lambda row: row["val_accuracy"])
+        result = {}
+        for name, file, row in (
+            ("best", BEST, best),
+            ("last", LAST, self.rows[-1]),
+        ):
+            saved = keras.saving.load_model(self.output / file, compile=False)
+            self.deployed.set_weights(saved.get_weights())
+            tested = self._evaluate(self.deployed)
+            result[name] = {"epoch": row["epoch"], **tested}
+        _write_json(self.output / RESULT, result)
+        return result
+
+    def _save_model(self, name: str) -> None:
+        self.deployed.set_weights(self.model.get_weights())
+        with written_aside(self.output / name) as aside:
+            self.deployed.save(aside)
+
+    def _load(self) -> Checkpoint | None:
+        """Checks the configuration and reads the last checkpoint."""
+        configuration = self._configuration()
+        path = self.output / CONFIGURATION
+        if self.checkpoints.any():
+            _refuse_other(json.loads(path.read_text()), configuration, path)
+        else:
+            _write_json(path, configuration)
+        saved = self.checkpoints.load_last(self._say)
+        if saved is None:
+            return None
+        self.rows = saved.progress["rows"]
+        self.before = saved.progress["before"]
+        if self.rows:
+            # A kill may have come between the two.
+            self.log.rewrite(self.rows)
+        within = f", step {saved.step} of the next" if saved.step else ""
+        self._say(
+            f"Going on after epoch {saved.epoch} of {self.recipe.epochs}"
+            + within
+        )
+        return saved
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            "settings": dataclasses.asdict(self.recipe),
+            "network": self.model.name,
+            "parameters": self.model.count_params(),
+            "classes": list(self.feed.class_names),
+            "train_images": self.feed.train_size,
+            "test_images": self.feed.test_size,
+            "backend": keras.backend.backend(),
+            "versions": {
+                name: importlib.metadata.version(name)
+                for name in ("keras", "numpy", keras.backend.backend())
+            },
+        }
+
+    def _compile(self, phase: _Phase) -> LearningRateSchedule:
+        phase.choose_layers(self.model)
+        recipe, steps = self.recipe, self.feed.steps_per_epoch
+        schedule = make_schedule(
+            recipe.schedule,
+            phase.learning_rate,
+            (phase.end - phase.begin) * steps,
+            # Freezing comes without: a classifier alone does no harm.
+            round(recipe.warm_up_epochs * steps)
+            if phase.end == recipe.epochs
+            else 0,
+        )
+        self.model.compile(
+            optimizer=make_optimizer(recipe, schedule),
+            loss=cross_entropy(
+                recipe.label_smoothing, gives_logits(self.model)
+            ),
+            metrics=accuracies(len(self.feed.class_names)),
+            jit_compile=self._jit_compile,
+            steps_per_execution=recipe.steps_per_execution,
+        )
+        self.model.optimizer.build(self.model.trainable_variables)
+        return schedule
+
+    def _train_epoch(
+        self,
+        epoch: int,
+        start: int,
+        phase: _Phase,
+        schedule: LearningRateSchedule,
+    ) -> None:
+        steps = self.feed.steps_per_epoch
+        first = epoch * steps + start
+        history = self.model.fit(
+            self.feed.epoch(epoch, start),
+            shuffle=False,  # the feed has its order
+            initial_epoch=epoch,
+            epochs=self.recipe.epochs,
+            verbose=self.verbose,
+            callbacks=[
+                _Guard(
+                    lambda batch: first + batch + 1,
+                    lambda batch: float(
+                        schedule(first + batch - phase.begin * steps)
+                    ),
+                    DIVERGED * math.log(max(2, len(self.feed.class_names))),
+                ),
+                _Saver(self, epoch, start),
+                _StopAfterEpoch(),
+            ],
+        ).history
+        means = {name: values[-1] for name, values in history.items()}
+        row: Row = {
+            "epoch": epoch + 1,
+            "learning_rate": float(
+                schedule((epoch + 1 - phase.begin) * steps - 1)
+            ),
+            **self._joined(means, start, steps),
+        }
+        self.before = {}
+        with _averaged(self.model):
+            tested = self._evaluate(self.model)
+            row |= {f"val_{name}": value for name, value in tested.items()}
+            if not math.isfinite(row["val_loss"]):
+                raise DivergedError(
+                    f"The test loss is {row['val_loss']} after epoch "
+                    f"{epoch + 1}, at learning rate {row['learning_rate']:.4g}"
+                )
+            best = max((r["val_accuracy"] for r in self.rows), default=-1.0)
+            if row["val_accuracy"] > best:
+                self._save_model(BEST)
+        self.rows.append(row)
+        self.log.write(self.rows)
+        self.save(epoch + 1, 0)
+        self._say(
+            f"Test accuracy {row['val_accuracy']:.2%}, top 5 "
+            f"{row['val_top5_accuracy']:.2%} "
+            f"(best so far {max(best, row['val_accuracy']):.2%})"
+        )
+
+    def save_within(self, epoch: int, start: int, step: int) -> None:
+        """Saves the state after a step of an epoch that began at `start`."""
+        means = {
+            k: float(v) for k, v in self.model.get_metrics_result().items()
+        }
+        # `self.before` itself is of the steps before `start`, to the end.
+        self.save(epoch, step, self._joined(means, start, step))
+
+    def save(self, epoch: int, step: int, before: Row | None = None) -> None:
+        """Saves the state after so many epochs, and steps of the next."""
+        arrays = _variables(self.model)
+        if not all(np.isfinite(value).all() for value in arrays.values()):
+            raise DivergedError(
+                "The weights are no longer finite after epoch "
+                f"{epoch}, step {step} of the next. The checkpoint before stays"
+            )
+        progress = {"rows": self.rows, "before": before or {}}
+        self.checkpoints.save(Checkpoint(epoch, step, progress, arrays))
+
+    def _joined(self, means: Row, start: int, end: int) -> Row:
+        """Means over an epoch's steps to `end`, of those from `start` on."""
+        if not start:
+            return means
+        return {
+            name: (start * self.before[name] + (end - start) * mean) / end
+            for name, mean in means.items()
+        }
+
+    def _evaluate(self, model: keras.Model) -> Row:
+        # Keras would show the progress of each epoch's evaluation.
+        return model.evaluate(
+            self.feed.evaluation(), return_dict=True, verbose=0
+        )
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            print(text, flush=True)
+
+
+class _Guard(keras.callbacks.Callback):
+    """Stops where the loss tells that nothing is learned any more."""
+
+    # It only reads, so that Keras need not wait for it after each step.
+    async_safe = True
+
+    def __init__(
+        self,
+        number: Callable[[int], int],
+        learning_rate: Callable[[int], float],
+        limit: float,
+    ) -> None:
+        super().__init__()
+        self.number = number
+        self.learning_rate = learning_rate
+        self.limit = limit
+
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        loss = float((logs or {})["loss"])
+        # Not the other way round: NaN is below nothing.
+        if not loss < self.limit:
+            raise DivergedError(
+                f"The loss is {loss:.4g} at step {self.number(batch)}, at "
+                f"learning rate {self.learning_rate(batch):.4g}. A lower "
+                "learning rate or a longer warm-up may help"
+            )
+
+
+class _Saver(keras.callbacks.Callback):
+    """Saves within an epoch where the recipe asks for it."""
+
+    def __init__(self, run: _Run, epoch: int, start: int) -> None:
+        super().__init__()
+        self.run = run
+        self.epoch = epoch
+        self.start = self.saved = start
+
+    # Before a step, not after one: then Keras may run ahead of the callbacks.
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        every = self.run.recipe.checkpoint_steps
+        step = self.start + batch
+        if every is None or step - self.saved < every:
+            return
+        _ = self.model  # JAX's state is brought into the model by this
+        self.run.save_within(self.epoch, self.start, step)
+        self.saved = step
+
+
+class _StopAfterEpoch(keras.callbacks.Callback):
+    """Ends `model.fit` after one epoch, which it shows as one of all."""
+
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        self.model.stop_training = True
+
+
+def _optimizer(model: keras.Model) -> SGD:
+    # float16 puts an optimizer that scales the loss around ours.
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
+@contextlib.contextmanager
+def _averaged(model: keras.Model) -> Iterator[None]:
+    """Has the moving averages in the model's weights, where there are any."""
+    _optimizer(model).swap_averages()
+    try:
+        yield
+    finally:
+        _optimizer(model).swap_averages()
+
+
+def _variables(model: keras.Model) -> Arrays:
+    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
+    return {
+        f"{group}-{number}": ops.convert_to_numpy(variable)
+        for group, variables in groups.items()
+        for number, variable in enumerate(variables)
+    }
+
+
+def _restore(model: keras.Model, arrays: Arrays, optimizer: bool) -> None:
+    groups = {"model": model.variables}
+    if optimizer:
+        groups["optimizer"] = model.optimizer.variables
+    for group, variables in groups.items():
+        for number, variable in enumerate(variables):
+            variable.assign(arrays[f"{group}-{number}"])
+
+
+def _refuse_other(
+    before: dict[str, Any], now: dict[str, Any], path: pathlib.Path
+) -> None:
+    old, new = _compared(before), _compared(now)
+    different = [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+    if different:
+        raise ValueError(
+            "`output` must be a new folder, or hold a run of the same "
+            f"configuration. In {str(path)!r}: {'; '.join(different)}"
+        )
+
+
+def _compared(configuration: dict[str, Any]) -> dict[str, Any]:
+    flat = {**configuration, **configuration["settings"]}
+    return {
+        name: value
+        for name, value in flat.items()
+        if name not in ("settings", "versions", *_HANDLING)
+    }
+
+
+def _write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,184 @@
+"""The network of a recipe, what of it is trained, and what is saved of it."""
+
+import os
+
+import keras
+
+from keras_muffnet.applications import WEIGHTS
+from keras_muffnet.applications import MuffNet
+from keras_muffnet.training.recipe import Recipe
+
+CLASSIFIER = "predictions"
+
+
+def configure_keras(recipe: Recipe) -> None:
+    """Sets Keras to a recipe's seed, data format, precision, determinism.
+
+    These are settings of the whole process, to be made before the network is
+    built. Determinism holds on one machine, with the same versions.
+
+    Args:
+        recipe: the recipe.
+    """
+    keras.utils.set_random_seed(recipe.seed)
+    keras.config.set_image_data_format(recipe.data_format)
+    keras.config.set_dtype_policy(recipe.precision)
+    if not recipe.deterministic:
+        return
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    elif keras.backend.backend() == "torch":
+        import torch
+
+        torch.use_deterministic_algorithms(True)
+    else:
+        # Read when JAX first uses a GPU; on the CPU it is deterministic.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
+
+
+def build_network(recipe: Recipe, classes: int) -> keras.Model:
+    """Builds the network that a recipe trains, with its first weights.
+
+    It gives logits, of float32 whatever the precision: `deployable` makes the
+    classifier of it.
+
+    Args:
+        recipe: the recipe.
+        classes: number of classes.
+
+    Raises:
+        ValueError: if a setting of the network is wrong, or the weights do
+            not fit it.
+        OSError: if the file of the weights is damaged.
+    """
+    axis = 2 if keras.config.image_data_format() == "channels_last" else 0
+    shape = [recipe.size, recipe.size]
+    shape.insert(axis, 3)
+    model = MuffNet(
+        input_shape=shape,
+        alpha=recipe.alpha,
+        stem=recipe.stem,
+        classes=classes,
+        classifier_activation=None,
+    )
+    # Two digits of a probability are not enough to learn from.
+    model.get_layer(CLASSIFIER).dtype_policy = keras.DTypePolicy("float32")
+    if recipe.weights is not None:
+        load_weights(model, recipe)
+    return model
+
+
+def load_weights(model: keras.Model, recipe: Recipe) -> None:
+    """Loads the weights that a recipe names into its network.
+
+    Raises:
+        ValueError: if they do not fit. Only the classifier of a `.keras` file
+            may have another number of classes; it is then left out.
+        OSError: if the file is damaged.
+    """
+    path = recipe.weights
+    assert path is not None
+    if path in WEIGHTS:
+        source = MuffNet(
+            alpha=recipe.alpha,
+            stem=recipe.stem,
+            include_top=False,
+            weights=path,
+        )
+    elif not os.path.isfile(path):
+        raise ValueError(
+            "`weights` must be an existing file or the name of published "
+            f"weights: {', '.join(WEIGHTS) or 'none yet'}. "
+            f"Received: weights={path!r}"
+        )
+    elif path.endswith(".keras"):
+        source = keras.saving.load_model(path, compile=False)
+    else:
+        model.load_weights(path)
+        return
+    _copy_weights(source, model, path)
+
+
+def _copy_weights(source: keras.Model, model: keras.Model, path: str) -> None:
+    theirs = {layer.name: layer for layer in source.layers if layer.weights}
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        found = theirs.pop(layer.name, None)
+        shapes = [tuple(w.shape) for w in layer.weights]
+        other = [tuple(w.shape) for w in found.weights] if found else None
+        if shapes == other:
+            layer.set_weights(found.get_weights())
+        elif layer.name != CLASSIFIER:
+            raise ValueError(
+                "`weights` must be of the recipe's network. Layer "
+                f"{layer.name!r} has weights of {shapes}; in {path!r} "
+                f"{other or 'there is none of that name'}"
+            )
+    if theirs:
+        raise ValueError(
+            "`weights` must be of the recipe's network, which has no layers "
+            f"{', '.join(sorted(theirs)[:5])}. Received: weights={path!r}"
+        )
+
+
+def train_classifier_only(model: keras.Model) -> None:
+    """Freezes all layers but the last.
+
+    Frozen batch normalisation uses its averages and leaves them alone.
+    """
+    for layer in model.layers:
+        layer.trainable = layer is model.layers[-1]
+
+
+def train_from(model: keras.Model, level: str | None) -> None:
+    """Freezes the layers before a level, and none of the others.
+
+    Args:
+        model: a functional model.
+        level: what the name of the level's first layer starts with; None
+            freezes none.
+
+    Raises:
+        ValueError: if no layer's name starts so.
+    """
+    names = [layer.name for layer in model.layers]
+    starts = [k for k, name in enumerate(names) if name.startswith(level or "")]
+    if not starts:
+        levels = dict.fromkeys(name.partition("_")[0] for name in names)
+        raise ValueError(
+            "`unfreeze_from` must be what a layer's name starts with, such as "
+            f"{', '.join(map(repr, levels))}. Received: unfreeze_from={level!r}"
+        )
+    for number, layer in enumerate(model.layers):
+        layer.trainable = number >= starts[0]
+
+
+def gives_logits(model: keras.Model) -> bool:
+    """Whether the last layer has no activation."""
+    activation = getattr(model.layers[-1], "activation", None)
+    return activation is keras.activations.linear
+
+
+def deployable(model: keras.Model) -> keras.Model:
+    """Copies a model as float32, with probabilities as its output.
+
+    Args:
+        model: a functional model that gives logits or probabilities, not
+            compiled.
+
+    Returns:
+        The copy. It has random weights, for `set_weights`.
+    """
+    last = model.layers[-1].name
+
+    def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = {**layer.get_config(), "dtype": "float32", "trainable": True}
+        if layer.name == last and gives_logits(model):
+            config["activation"] = "softmax"
+        return type(layer).from_config(config)
+
+    return keras.models.clone_model(model, clone_function=copied)

@@ -1,0 +1,97 @@
+"""Stochastic gradient descent as the paper's frameworks have it."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_muffnet.training.recipe import Recipe
+
+
+@keras.saving.register_keras_serializable("keras_muffnet")
+class SGD(keras.optimizers.SGD):
+    """SGD whose weight decay is part of the gradient, and so of the momentum.
+
+    That is what "weight decay" of SGD means in the paper and its references;
+    Keras's own decays the weights apart from the momentum, which is a tenth of
+    it at momentum 0.9.
+
+    Args:
+        learning_rate: number or schedule.
+        momentum: as in Keras.
+        nesterov: as in Keras.
+        l2: what a weight is multiplied with to be added to its gradient.
+        decay_all: whether to decay biases and the scales and offsets of batch
+            normalisation too. All of these, and they alone, have one axis.
+        **kwargs: as in Keras.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        l2: float = 0.0,
+        decay_all: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, momentum, nesterov, **kwargs)
+        self.l2 = l2
+        self.decay_all = decay_all
+
+    def update_step(
+        self, gradient: Any, variable: Any, learning_rate: Any
+    ) -> None:
+        """Updates one variable by its gradient."""
+        if self.l2 and (self.decay_all or len(variable.shape) > 1):
+            decay = ops.cast(self.l2, variable.dtype)
+            gradient = ops.add(gradient, ops.multiply(variable, decay))
+        super().update_step(gradient, variable, learning_rate)
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        """Leaves the weights alone, where Keras would end with the averages.
+
+        A run calls `model.fit` for each epoch, and swaps the averages in where
+        it evaluates.
+        """
+
+    def swap_averages(self) -> None:
+        """Exchanges the trained weights with their moving averages.
+
+        To the bit: a run that was resumed after it is the same as one that
+        was not. Without moving averages nothing is done.
+        """
+        if not self.use_ema:
+            return
+        for variable, average in zip(
+            self._trainable_variables,
+            self._model_variables_moving_average,
+            strict=True,
+        ):
+            # A copy, since some backends give a view of the variable.
+            value = ops.convert_to_numpy(variable).copy()
+            variable.assign(average)
+            average.assign(value)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what makes the same optimizer."""
+        config = super().get_config()
+        return {**config, "l2": self.l2, "decay_all": self.decay_all}
+
+
+def make_optimizer(recipe: Recipe, schedule: Any) -> SGD:
+    """Returns the optimizer that a recipe asks for.
+
+    Args:
+        recipe: the recipe.
+        schedule: the learning rate by step; see `make_schedule`.
+    """
+    return SGD(
+        schedule,
+        momentum=float(recipe.momentum),
+        nesterov=recipe.nesterov,
+        l2=recipe.weight_decay,
+        decay_all=recipe.decay_all,
+        use_ema=recipe.ema is not None,
+        ema_momentum=recipe.ema or 0.0,
+    )

@@ -1,0 +1,1 @@
+"""Recipes: a file of data each, named as on the command line."""

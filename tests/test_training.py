@@ -1,0 +1,403 @@
+"""Training runs: resuming, damage, full disks, divergence, what is written."""
+
+import csv
+import dataclasses
+import errno
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.util.event_pb2 import Event
+
+from keras_muffnet.training import DivergedError
+from keras_muffnet.training import checkpoints
+from keras_muffnet.training import fit
+from tests.conftest import ROOT
+from tests.training_run import SmallFeed
+from tests.training_run import digest
+from tests.training_run import run
+from tests.training_run import small_model
+from tests.training_run import small_recipe
+
+
+@pytest.fixture(autouse=True)
+def keras_as_before():
+    yield
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_image_data_format("channels_last")
+
+
+def start(backend, settings, folder, end):
+    code = (
+        "import sys, runpy\n"
+        # Half of the time would go into its import.
+        f"if {backend!r} != 'tensorflow': sys.modules['tensorflow'] = None\n"
+        "runpy.run_module('tests.training_run', run_name='__main__',"
+        " alter_sys=True)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, json.dumps(settings), folder, end],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "kill", "settings", "resumed"),
+    [
+        (
+            "tensorflow",
+            "step:11",
+            {"ema": 0.9, "checkpoint_steps": 2},
+            "Going on after epoch 1 of 3, step 2 of the next",
+        ),
+        (
+            "torch",
+            "writing:2",
+            {"momentum": 0.0, "data_format": "channels_first"},
+            "Going on after epoch 1 of 3",
+        ),
+        (
+            "jax",
+            "logged:3",
+            {"ema": 0.9, "schedule": "one_cycle", "jit_compile": True},
+            "Going on after epoch 2 of 3",
+        ),
+    ],
+)
+def test_a_killed_run_ends_with_the_weights_of_a_whole_one(
+    backend, kill, settings, resumed, tmp_path
+):
+    folder = str(tmp_path / "run")
+    killed = start(backend, settings, folder, kill)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert "weights" not in killed.stdout
+    done = start(backend, settings, folder, "compare")
+    assert done.returncode == 0, done.stderr
+    assert resumed in done.stdout.splitlines()
+    first, second = (
+        line for line in done.stdout.splitlines() if line.startswith("weights")
+    )
+    assert first == second
+    # Nor does the log tell of it, but for the rounding of a mean.
+    logs = [read_log(f"{folder}{end}") for end in ("", "-whole")]
+    assert [row["epoch"] for row in logs[0]] == ["1", "2", "3"]
+    for name in logs[0][0]:
+        np.testing.assert_allclose(
+            *([float(row[name]) for row in log] for log in logs), rtol=1e-6
+        )
+    left = os.listdir(tmp_path / "run" / "checkpoints")
+    assert sorted(left)[-1] == "00003-0000000.checkpoint"
+    assert len(left) == 2
+
+
+def read_log(folder):
+    with open(os.path.join(folder, "log.csv"), newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class StopError(Exception):
+    pass
+
+
+class StoppingFeed(SmallFeed):
+    """Stops the run before an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.stop = epoch
+
+    def epoch(self, epoch, start_step=0):
+        if epoch == self.stop:
+            raise StopError
+        return super().epoch(epoch, start_step)
+
+
+def stopped_run(folder, epoch, **settings):
+    with pytest.raises(StopError):
+        run(small_recipe(**settings), folder, feed=StoppingFeed(epoch))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was not interrupted: its folder, model and result."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *run(small_recipe(), folder)
+
+
+def test_a_run_writes_what_it_promises(whole):
+    folder, model, result = whole
+    assert sorted(os.listdir(folder)) == [
+        "best.keras",
+        "checkpoints",
+        "configuration.json",
+        "curves.png",
+        next(n for n in os.listdir(folder) if n.startswith("events.out.")),
+        "last.keras",
+        "log.csv",
+        "result.json",
+    ]
+    assert json.loads((folder / "result.json").read_text()) == result
+    log = read_log(folder)
+    best = max(log, key=lambda row: float(row["val_accuracy"]))
+    assert result["best"]["epoch"] == int(best["epoch"])
+    assert result["best"]["accuracy"] == float(best["val_accuracy"])
+    assert result["last"]["epoch"] == 3
+    assert result["last"]["accuracy"] == float(log[-1]["val_accuracy"])
+    saved = json.loads((folder / "configuration.json").read_text())
+    assert saved["settings"] == dataclasses.asdict(small_recipe())
+    assert saved["classes"] == ["a", "b", "c"]
+    # The saved model gives probabilities, of the logits that were trained.
+    images = SmallFeed().images[:5]
+    last = keras.saving.load_model(folder / "last.keras")
+    logits = model.predict(images, verbose=0)
+    np.testing.assert_allclose(
+        last.predict(images, verbose=0), tf.nn.softmax(logits), atol=1e-6
+    )
+
+
+def test_tensorboard_reads_the_events(whole):
+    folder, _, _ = whole
+    [path] = folder.glob("events.out.tfevents.*")
+    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    header, *events = [Event.FromString(record) for record in records]
+    assert header.file_version == "brain.Event:2"
+    values = {
+        (event.step, event.summary.value[0].tag): (
+            event.summary.value[0].simple_value
+        )
+        for event in events
+    }
+    for row in read_log(folder):
+        for name, value in row.items():
+            if name != "epoch":
+                got = values.pop((int(row["epoch"]), name))
+                assert got == np.float32(value)
+    assert not values
+
+
+def test_a_finished_run_is_only_evaluated_again(whole, tmp_path):
+    folder, model, result = whole
+    again, same = run(small_recipe(), folder)
+    assert same == result
+    assert digest(again) == digest(model)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
+    damage, whole, tmp_path, capsys
+):
+    stopped_run(tmp_path, 2)
+    last = tmp_path / "checkpoints" / "00002-0000000.checkpoint"
+    content = bytearray(last.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+    else:
+        content.clear()
+    last.write_bytes(content)
+    model, _ = run(small_recipe(), tmp_path, verbose=2)
+    printed = capsys.readouterr().out
+    assert f"Damaged checkpoint passed over: {last}" in printed
+    assert "Going on after epoch 1 of 3" in printed
+    assert digest(model) == digest(whole[1])
+    assert last.with_suffix(".damaged").exists()
+
+
+def test_where_all_checkpoints_are_damaged_none_is_overwritten(tmp_path):
+    stopped_run(tmp_path, 2)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(b"damaged")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="whose 2 are all damaged"):
+            run(small_recipe(), tmp_path)
+
+
+def test_a_full_disk_fails_the_run_and_leaves_the_checkpoints(
+    whole, tmp_path, monkeypatch
+):
+    class Full:
+        """`os`, on a disk that has no room for the second checkpoint."""
+
+        written = 0
+
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def fsync(self, file):
+            self.written += 1
+            if self.written == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "os", Full())
+        with pytest.raises(OSError, match="No space left on device"):
+            run(small_recipe(), tmp_path)
+    assert os.listdir(tmp_path / "checkpoints") == ["00001-0000000.checkpoint"]
+    model, _ = run(small_recipe(), tmp_path)
+    assert digest(model) == digest(whole[1])
+
+
+def test_the_last_checkpoints_are_kept(tmp_path):
+    kept = checkpoints.Checkpoints(tmp_path, keep=3)
+    for epoch in range(5):
+        arrays = {"x": np.full(3, epoch)}
+        kept.save(checkpoints.Checkpoint(epoch, 7, {"rows": []}, arrays))
+    names = [f"0000{epoch}-0000007.checkpoint" for epoch in (2, 3, 4)]
+    assert sorted(os.listdir(tmp_path)) == names
+    (tmp_path / ".writing-abc").mkdir()
+    again = checkpoints.Checkpoints(tmp_path, keep=3)
+    assert sorted(os.listdir(tmp_path)) == names
+    last = again.load_last(print)
+    assert (last.epoch, last.step, last.progress) == (4, 7, {"rows": []})
+    np.testing.assert_array_equal(last.arrays["x"], [4, 4, 4])
+
+
+def test_another_configuration_is_refused_by_name(tmp_path):
+    stopped_run(tmp_path, 1)
+    with pytest.raises(ValueError, match="`output` must be") as refused:
+        run(small_recipe(learning_rate=0.2, epochs=4), tmp_path)
+    assert str(refused.value).endswith(
+        ": epochs was 3 and is 4; learning_rate was 0.1 and is 0.2"
+    )
+    # No weight depends on these.
+    run(small_recipe(checkpoints_kept=1), tmp_path)
+    assert len(os.listdir(tmp_path / "checkpoints")) == 1
+
+
+class NotANumberFeed(SmallFeed):
+    """Has a NaN in the third batch of the second epoch."""
+
+    def epoch(self, epoch, start_step=0):
+        batches = super().epoch(epoch, start_step)
+        if epoch == 1:
+            images, _ = batches.batches[2]
+            images[0] = np.nan
+        return batches
+
+
+def test_nan_stops_the_run_at_its_step(tmp_path):
+    recipe = small_recipe(schedule="one_cycle")
+    with pytest.raises(DivergedError) as stopped:
+        run(recipe, tmp_path, feed=NotANumberFeed())
+    # Step 9 is number 8 from 0 of 18.
+    assert str(stopped.value).startswith(
+        f"The loss is nan at step 9, at learning rate {0.1 * 10 / 18:.4g}."
+    )
+    assert os.listdir(tmp_path / "checkpoints") == ["00001-0000000.checkpoint"]
+
+
+def test_a_diverging_loss_stops_the_run(tmp_path):
+    with pytest.raises(
+        DivergedError, match=r"step \d, at learning rate 9\.\d+e\+05"
+    ):
+        run(small_recipe(learning_rate=1e6), tmp_path)
+
+
+def test_moving_averages_are_what_is_evaluated_and_saved(tmp_path):
+    recipe = small_recipe(ema=0.8, epochs=1, weight_decay=0.0)
+    model, result = run(recipe, tmp_path)
+    # By hand: the same steps, and the averages of the weights after each.
+    other = tmp_path / "other"
+    plain = small_recipe(epochs=1, weight_decay=0.0)
+    kernels = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            kernels.append(self.model.trainable_variables[0].numpy())
+
+    fit_with_callback(plain, other, Watch())
+    average = kernels[0]
+    for kernel in kernels[1:]:
+        average = 0.8 * average + 0.2 * kernel
+    np.testing.assert_allclose(
+        model.trainable_variables[0].numpy(), average, rtol=1e-5, atol=1e-7
+    )
+    tested = float(read_log(tmp_path)[0]["val_loss"])
+    assert result["last"]["loss"] == pytest.approx(tested, rel=1e-5)
+
+
+def fit_with_callback(recipe, folder, callback):
+    from tests.training_run import configure_keras
+
+    configure_keras(recipe)
+    model = small_model()
+    original = model.fit
+
+    def with_callback(*args, callbacks, **kwargs):
+        return original(*args, callbacks=[*callbacks, callback], **kwargs)
+
+    model.fit = with_callback
+    fit(model, recipe, SmallFeed(), folder, verbose=0)
+
+
+def test_layers_are_frozen_then_trained_from_a_level_on(tmp_path):
+    recipe = small_recipe(
+        epochs=3,
+        freeze_epochs=1,
+        unfreeze_from="high",
+        unfrozen_learning_rate=0.01,
+        weights="not used here",
+    )
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append([w.numpy() for w in self.model.weights])
+
+    fit_with_callback(recipe, tmp_path, Watch())
+    keras.utils.set_random_seed(recipe.seed)
+    paths = [w.path for w in small_model().weights]
+    before = [w.numpy() for w in small_model().weights]
+    changed = [
+        {
+            path.split("/")[0]
+            for path, a, b in zip(paths, first, second, strict=True)
+            if not np.array_equal(a, b)
+        }
+        for first, second in itertools.pairwise(seen)
+    ]
+    assert changed == [{"high_conv", "predictions"}] * 2
+    assert len(before) == len(seen[0])
+    rates = [float(row["learning_rate"]) for row in read_log(tmp_path)]
+    assert 0 < rates[0] < 0.1
+    assert 0.005 < rates[1] < 0.01
+    # Stopped where the phases meet, it goes on all the same.
+    settings = {**dataclasses.asdict(recipe)}
+    other = tmp_path / "other"
+    for epoch in (1, 2):
+        stopped_run(other, epoch, **settings)
+    resumed, _ = run(small_recipe(**settings), other)
+    for a, b in zip(resumed.get_weights(), seen[-1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_saves_float32(precision, tmp_path):
+    recipe = small_recipe(precision=precision, ema=0.5, steps_per_execution=4)
+    stopped_run(tmp_path, 1, **dataclasses.asdict(recipe))
+    model, result = run(recipe, tmp_path)
+    assert model.layers[1].compute_dtype == precision.removeprefix("mixed_")
+    keras.config.set_dtype_policy("float32")
+    saved = keras.saving.load_model(tmp_path / "last.keras")
+    assert {layer.compute_dtype for layer in saved.layers} == {"float32"}
+    assert 0 <= result["last"]["accuracy"] <= 1
+
+
+def test_a_machine_without_matplotlib_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run(small_recipe(epochs=2), tmp_path)
+    assert capsys.readouterr().out.count("No picture of the curves") == 1
+    assert not (tmp_path / "curves.png").exists()
+    assert len(read_log(tmp_path)) == 2

@@ -1,0 +1,131 @@
+"""Trains MuffNet by a recipe; interrupted, the same command goes on.
+
+    python tools/train.py cifar --alpha 0.5 --output runs/cifar
+    python tools/train.py transfer --data photos/ --weights best.keras
+
+Any setting on the command line overrides the recipe's; `none` takes one back
+that may be without a value. The run's folder gets `best.keras`, `last.keras`,
+`result.json`, `configuration.json`, `log.csv`, `curves.png`, TensorBoard's
+events and the checkpoints. Killed at any moment, the same command goes on
+after the last checkpoint; with --deterministic, to the same weights.
+`KERAS_BACKEND` chooses tensorflow, jax or torch.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+from keras_muffnet.training import Recipe
+from keras_muffnet.training import load_recipe
+from keras_muffnet.training import recipe_names
+from keras_muffnet.training.recipe import describe_recipe
+from keras_muffnet.training.recipe import setting_type
+
+
+def main() -> None:
+    """Runs the command."""
+    args = parse_args()
+    output = args.output or pathlib.Path("runs") / args.recipe
+    try:
+        recipe = overridden(args)
+        train(recipe, output)
+    except KeyboardInterrupt:
+        raise SystemExit(
+            "\nInterrupted. The same command goes on after the last checkpoint."
+        ) from None
+    except failures() as error:
+        raise SystemExit(f"train: error: {error}") from error
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    summaries = "\n".join(
+        f"  {name:<20}{describe_recipe(name).splitlines()[0]}"
+        for name in recipe_names()
+    )
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\nrecipes:\n{summaries}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", choices=recipe_names(), metavar="RECIPE")
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=None,
+        help="folder of the run (default: runs/RECIPE)",
+    )
+    settings = parser.add_argument_group("settings, in place of the recipe's")
+    for field in dataclasses.fields(Recipe):
+        add_setting(settings, field)
+    return parser.parse_args()
+
+
+def add_setting(group: Any, field: dataclasses.Field) -> None:
+    """Adds the flag of a recipe's setting."""
+    kind, optional = setting_type(field.name)
+    flag = f"--{field.name.replace('_', '-')}"
+    told = field.metadata["help"].replace("%", "%%")
+    if kind is bool:
+        group.add_argument(
+            flag, action=argparse.BooleanOptionalAction, help=told
+        )
+        return
+
+    def parsed(text: str) -> Any:
+        return None if optional and text == "none" else kind(text)
+
+    parsed.__name__ = kind.__name__  # for argparse's errors
+    group.add_argument(flag, type=parsed, help=told, metavar=kind.__name__)
+
+
+def overridden(args: argparse.Namespace) -> Recipe:
+    """Returns the recipe with what the command line says in its place."""
+    names = {field.name for field in dataclasses.fields(Recipe)}
+    given = {name: v for name, v in vars(args).items() if name in names}
+    return dataclasses.replace(load_recipe(args.recipe), **given)
+
+
+def train(recipe: Recipe, output: pathlib.Path) -> None:
+    """Trains and prints the closing figures."""
+    from keras_muffnet.training import build_network
+    from keras_muffnet.training import configure_keras
+    from keras_muffnet.training import fit
+    from keras_muffnet.training import open_feed
+
+    configure_keras(recipe)
+    feed = open_feed(recipe)
+    model = build_network(recipe, len(feed.class_names))
+    print(
+        f"{model.name}, {model.count_params():,} parameters; {feed.report()}; "
+        f"{feed.steps_per_epoch} steps an epoch"
+    )
+    result = fit(model, recipe, feed, output)
+    print(f"\n{'weights':<10}{'epoch':>6}{'top 1':>9}{'top 5':>9}{'loss':>9}")
+    for name, row in result.items():
+        print(
+            f"{name:<10}{row['epoch']:>6}{row['accuracy']:>9.2%}"
+            f"{row['top5_accuracy']:>9.2%}{row['loss']:>9.4f}"
+        )
+    print(f"{feed.report()}\nFiles: {output}")
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Errors that are told in a line: what can be wrong outside the code."""
+    known: tuple[type[Exception], ...] = (
+        ImportError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    )
+    # A bad image that tf.data meets.
+    if "tensorflow" in sys.modules:
+        known += (sys.modules["tensorflow"].errors.OpError,)
+    return known
+
+
+if __name__ == "__main__":
+    main()
