@@ -1,6 +1,7 @@
 """Evaluation of a model in all its formats, and the programs on a folder."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -179,6 +180,8 @@ def command(program, *arguments):
         capture_output=True,
         text=True,
         cwd=ROOT,
+        # Tracing three networks in TensorFlow would take a minute.
+        env={**os.environ, "KERAS_BACKEND": "torch"},
     )
 
 

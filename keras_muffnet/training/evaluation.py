@@ -172,7 +172,7 @@ def evaluate(
 
 def _pairs(batches: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if isinstance(batches, keras.utils.PyDataset):
-        batches = (batches[k] for k in range(len(batches)))
+        batches = map(batches.__getitem__, range(len(batches)))
     for pixels, labels in batches:
         yield (
             ops.convert_to_numpy(pixels).astype(np.float32),

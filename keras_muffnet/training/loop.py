@@ -198,6 +198,7 @@ class _Run:
         self._save_model(LAST)
         # After the saving: its loss is no part of a saved model.
         self.deployed.compile(
+            optimizer=None,
             loss=cross_entropy(0.0, gives_logits(self.deployed)),
             metrics=accuracies(len(self.feed.class_names)),
             jit_compile=self._jit_compile,
@@ -208,8 +209,7 @@ class _Run:
             ("best", BEST, best),
             ("last", LAST, self.rows[-1]),
         ):
-            saved = keras.saving.load_model(self.output / file, compile=False)
-            self.deployed.set_weights(saved.get_weights())
+            self.deployed.load_weights(self.output / file)
             tested = self._evaluate(self.deployed)
             result[name] = {"epoch": row["epoch"], **tested}
         _write_json(self.output / RESULT, result)
