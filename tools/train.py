@@ -15,43 +15,51 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from keras_muffnet.training import Recipe
 from keras_muffnet.training import load_recipe
 from keras_muffnet.training import recipe_names
+from keras_muffnet.training.recipe import AnyRecipe
+from keras_muffnet.training.recipe import RunRecipe
 from keras_muffnet.training.recipe import describe_recipe
 from keras_muffnet.training.recipe import setting_type
 
 
 def main() -> None:
     """Runs the command."""
-    args = parse_args()
+    args = parse_args(__doc__ or "", Recipe)
     output = args.output or pathlib.Path("runs") / args.recipe
+    run(lambda: train(overridden(args, Recipe), output), "train")
+
+
+def run(work: Callable[[], object], program: str) -> None:
+    """Trains, and tells in a line what went wrong."""
     try:
-        recipe = overridden(args)
-        train(recipe, output)
+        work()
     except KeyboardInterrupt:
         raise SystemExit(
             "\nInterrupted. The same command goes on after the last checkpoint."
         ) from None
     except failures() as error:
-        raise SystemExit(f"train: error: {error}") from error
+        raise SystemExit(f"{program}: error: {error}") from error
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def parse_args(description: str, kind: type[RunRecipe]) -> argparse.Namespace:
+    """Reads the command line, for recipes of a kind."""
+    names = recipe_names(kind)
     summaries = "\n".join(
-        f"  {name:<20}{describe_recipe(name).splitlines()[0]}"
-        for name in recipe_names()
+        f"  {name:<20}{describe_recipe(name, kind).splitlines()[0]}"
+        for name in names
     )
     parser = argparse.ArgumentParser(
-        description=f"{__doc__}\nrecipes:\n{summaries}",
+        description=f"{description}\nrecipes:\n{summaries}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", choices=recipe_names(), metavar="RECIPE")
+    parser.add_argument("recipe", choices=names, metavar="RECIPE")
     parser.add_argument(
         "--output",
         type=pathlib.Path,
@@ -59,14 +67,16 @@ def parse_args() -> argparse.Namespace:
         help="folder of the run (default: runs/RECIPE)",
     )
     settings = parser.add_argument_group("settings, in place of the recipe's")
-    for field in dataclasses.fields(Recipe):
-        add_setting(settings, field)
+    for field in dataclasses.fields(kind):
+        add_setting(settings, field, kind)
     return parser.parse_args()
 
 
-def add_setting(group: Any, field: dataclasses.Field) -> None:
+def add_setting(
+    group: Any, field: dataclasses.Field, recipe: type[RunRecipe]
+) -> None:
     """Adds the flag of a recipe's setting."""
-    kind, optional = setting_type(field.name)
+    kind, optional = setting_type(recipe, field.name)
     flag = f"--{field.name.replace('_', '-')}"
     told = field.metadata["help"].replace("%", "%%")
     if kind is bool:
@@ -82,11 +92,11 @@ def add_setting(group: Any, field: dataclasses.Field) -> None:
     group.add_argument(flag, type=parsed, help=told, metavar=kind.__name__)
 
 
-def overridden(args: argparse.Namespace) -> Recipe:
+def overridden(args: argparse.Namespace, kind: type[AnyRecipe]) -> AnyRecipe:
     """Returns the recipe with what the command line says in its place."""
-    names = {field.name for field in dataclasses.fields(Recipe)}
+    names = {field.name for field in dataclasses.fields(kind)}
     given = {name: v for name, v in vars(args).items() if name in names}
-    return dataclasses.replace(load_recipe(args.recipe), **given)
+    return dataclasses.replace(load_recipe(args.recipe, kind), **given)
 
 
 def train(recipe: Recipe, output: pathlib.Path) -> None:

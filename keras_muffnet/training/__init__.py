@@ -8,11 +8,19 @@ import importlib
 from typing import TYPE_CHECKING
 from typing import Any
 
+from keras_muffnet.training.recipe import DetectionRecipe as DetectionRecipe
 from keras_muffnet.training.recipe import Recipe as Recipe
 from keras_muffnet.training.recipe import load_recipe as load_recipe
 from keras_muffnet.training.recipe import recipe_names as recipe_names
 
 if TYPE_CHECKING:
+    from keras_muffnet.training.detection import Detection as Detection
+    from keras_muffnet.training.detection import (
+        build_detector as build_detector,
+    )
+    from keras_muffnet.training.detection import (
+        open_detection_feed as open_detection_feed,
+    )
     from keras_muffnet.training.evaluation import Evaluation as Evaluation
     from keras_muffnet.training.evaluation import evaluate as evaluate
     from keras_muffnet.training.feeds import open_feed as open_feed
@@ -27,17 +35,20 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "Detection": "detection",
     "DivergedError": "loop",
     "Evaluation": "evaluation",
+    "build_detector": "detection",
     "build_network": "network",
     "configure_keras": "network",
     "evaluate": "evaluation",
     "fit": "loop",
     "load_predictor": "predictors",
+    "open_detection_feed": "detection",
     "open_feed": "feeds",
 }
 
-__all__ = ["Recipe", "load_recipe", "recipe_names", *_HOMES]
+__all__ = ["DetectionRecipe", "Recipe", "load_recipe", "recipe_names", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
