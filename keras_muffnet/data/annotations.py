@@ -275,6 +275,8 @@ def open_detection_source(
             name the last one inside, as Pascal VOC does (x_min 1 and x_max W
             span an image of width W), or 0 if they are edges from 0. None is 0
             if a 0 is found in the annotations of the training images, else 1.
+            Either way a box whose x_min is its x_max has no area: annotation
+            tools write a mere click so.
 
     Raises:
         ImportError: if the package that the source needs is not installed.
@@ -451,35 +453,34 @@ def _open_voc(
     class_names: tuple[str, ...] | None,
     first_pixel: int | None,
 ) -> DetectionSource:
+    lists = {
+        f"{prefix}/{os.path.basename(file)[: -len('.txt')]}".lstrip("/"): file
+        for prefix, root in folders.items()
+        for file in glob.glob(f"{glob.escape(root)}/ImageSets/Main/*.txt")
+    }
+
     def listed(name: str) -> list[_VocImage]:
         items: list[_VocImage] = []
         known: set[tuple[str, str]] = set()
-        for part in name.split("+"):
-            folder = part.strip().rpartition("/")[0]
-            lists = {
-                f"{prefix}/{os.path.basename(file)[:-4]}".lstrip("/"): file
-                for prefix, root in folders.items()
-                for file in sorted(
-                    glob.glob(f"{glob.escape(root)}/ImageSets/Main/*.txt")
-                )
-            }
-            if part.strip() not in lists:
+        for part in map(str.strip, name.split("+")):
+            if part not in lists:
                 raise ValueError(
                     f"`split` must be of {sorted(lists)}, or several joined by "
                     f"'+', for {path!r}. Received: split={name!r}"
                 )
-            with open(lists[part.strip()], encoding="utf-8-sig") as file:
+            folder = folders[part.rpartition("/")[0]]
+            with open(lists[part], encoding="utf-8-sig") as file:
                 ids = [line.strip() for line in file if line.strip()]
             for id_ in ids:
-                key = folders[folder], id_
-                items.append(_VocImage(*key, repeated=key in known))
-                known.add(key)
+                repeated = (folder, id_) in known
+                items.append(_VocImage(folder, id_, repeated))
+                known.add((folder, id_))
         return items
 
     names: set[str] = set()
     lowest = 1.0
     if class_names is None or first_pixel is None:
-        for item in _voc_training(folders, listed):
+        for item in _voc_training(folders, lists, listed):
             try:
                 elements = _parse_voc(item.annotation).findall("object")
             except ValueError:
@@ -495,7 +496,8 @@ def _open_voc(
         class_names = tuple(sorted(names - {""}))
         if not class_names:
             raise ValueError(
-                "`source` must name a class in its annotations. Received: "
+                "`source` must name a class in the annotations of its training "
+                "images (or pass class_names). Received: "
                 f"{path!r}, which does not"
             )
     if first_pixel is None:
@@ -510,15 +512,17 @@ def _open_voc(
 
 
 def _voc_training(
-    folders: dict[str, str], listed: Callable[[str], list[_VocImage]]
+    folders: dict[str, str],
+    lists: dict[str, str],
+    listed: Callable[[str], list[_VocImage]],
 ) -> list[_VocImage]:
     """The training images of all folders, as far as there are lists."""
     items = []
-    for prefix, root in folders.items():
+    for prefix in folders:
         for name in ("trainval", "train"):
-            file = os.path.join(root, "ImageSets", "Main", f"{name}.txt")
-            if os.path.exists(file):
-                items += listed(f"{prefix}/{name}".lstrip("/"))
+            split = f"{prefix}/{name}".lstrip("/")
+            if split in lists:
+                items += listed(split)
                 break
     return items
 

@@ -236,9 +236,11 @@ class DetectionFeed:
         augmentation = self._augmentation if epoch is not None else None
         pixels = split.pixels.get(index)
         if pixels is None:
-            pixels = _decoded(
-                split.examples, image, self._size, augmentation is not None
-            )
+            whole = augmentation is not None
+            found = _decoded(split.examples, image, self._size, whole)
+            if isinstance(found, Problem):
+                raise _refusal([found], [])
+            pixels = found
         # What was decoded may be smaller than the original.
         scale = np.divide(pixels.shape[:2], image.size)[[1, 0, 1, 0]]
         boxes = image.objects.boxes[image.trained] * scale
@@ -408,17 +410,20 @@ def _decoded(
     image: _Image,
     size: tuple[int, int],
     whole: bool,
-) -> np.ndarray:
+) -> np.ndarray | Problem:
     """Decodes an image: in its own size if it is to be augmented.
 
     A JPEG so large that its smallest crop is shrunk all the same is decoded
     at a part of its size.
     """
-    encoded = examples.read(image.position)
-    if not whole:
-        return np.asarray(resized_with_pillow(rgb_with_pillow(encoded), size))
     least = [math.ceil(side / LEAST_SCALE) for side in size]
-    return np.asarray(rgb_with_pillow(encoded, (least[0], least[1])))
+    try:
+        encoded = examples.read(image.position)
+        if whole:
+            return np.asarray(rgb_with_pillow(encoded, (least[0], least[1])))
+        return np.asarray(resized_with_pillow(rgb_with_pillow(encoded), size))
+    except (OSError, ValueError) as error:
+        return _problem(examples, image.position, error)
 
 
 def _scanned(
@@ -476,11 +481,7 @@ def _decode_all(
     """Decodes all images of a split, and leaves those out that cannot be."""
 
     def decode(index: int) -> np.ndarray | Problem:
-        image = split.images[index]
-        try:
-            return _decoded(split.examples, image, size, whole)
-        except (OSError, ValueError) as error:
-            return _problem(split.examples, image.position, error)
+        return _decoded(split.examples, split.images[index], size, whole)
 
     good: list[_Image] = []
     for index, found in _each(split.examples, range(len(split.images)), decode):
@@ -525,13 +526,17 @@ def _problem(
 
 
 def _refuse_bad(images: list[Problem], objects: list[Problem]) -> None:
-    problems = [*images, *objects]
-    if not problems:
-        return
-    told = "; ".join(f"{name!r}: {reason}" for name, reason in problems[:5])
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-    raise ValueError(
+    if images or objects:
+        raise _refusal(images, objects)
+
+
+def _refusal(images: list[Problem], objects: list[Problem]) -> ValueError:
+    """Names the first five."""
+    told = [f"{name!r}: {reason}" for name, reason in [*images, *objects]]
+    more = f"; and {len(told) - 5} more" if len(told) > 5 else ""
+    return ValueError(
         "`source` must hold whole images and boxes of its classes within them "
         "(or pass on_bad_annotation='skip'). Received: "
-        f"{len(images)} bad images and {len(objects)} bad objects: {told}{more}"
+        f"{len(images)} bad images and {len(objects)} bad objects: "
+        f"{'; '.join(told[:5])}{more}"
     )
