@@ -107,3 +107,86 @@ def detections(answer, anchors, size, before=400, after=100):
         if all(c != kind or iou(box, b) <= 0.45 for _, c, b in kept):
             kept.append((score, kind, box))
     return kept[:after]
+
+
+def hits(truths, found, kind, threshold):
+    """(score, whether true) of a class, best first, and how many there are.
+
+    `truths` are lists of (class, box, ignored), `found` of (score, class, box).
+    """
+    answers = sorted(
+        (
+            (score, image, box)
+            for image, listed in enumerate(found)
+            for score, c, box in listed
+            if c == kind
+        ),
+        key=lambda answer: -answer[0],
+    )
+    taken, outcome = set(), []
+    for score, image, box in answers:
+        mine = [
+            (iou(box, other), k, ignored)
+            for k, (c, other, ignored) in enumerate(truths[image])
+            if c == kind
+        ]
+        overlap, k, ignored = max(mine, default=(0, None, False))
+        if overlap < threshold:
+            outcome.append((score, False))
+        elif not ignored:
+            outcome.append((score, (image, k) not in taken))
+            taken.add((image, k))
+    total = sum(
+        c == kind and not ignored
+        for listed in truths
+        for c, _, ignored in listed
+    )
+    return outcome, total
+
+
+def average_precision(truths, found, kind, threshold, eleven_points):
+    outcome, total = hits(truths, found, kind, threshold)
+    points = [
+        (
+            sum(true for _, true in outcome[:n]) / total,
+            sum(true for _, true in outcome[:n]) / n,
+        )
+        for n in range(1, len(outcome) + 1)
+    ]
+
+    def best_at(recall):
+        return max((p for r, p in points if r >= recall - 1e-9), default=0)
+
+    if eleven_points:
+        return sum(best_at(k / 10) for k in range(11)) / 11
+    return sum(best_at(k / total) for k in range(1, total + 1)) / total
+
+
+def coco_average_precision(truths, found, kind, threshold):
+    """COCO's: 101 recalls; of free objects the best, not of all."""
+    answers = sorted(
+        (
+            (score, image, box)
+            for image, listed in enumerate(found)
+            for score, c, box in listed
+            if c == kind
+        ),
+        key=lambda answer: -answer[0],
+    )
+    taken, true, points = set(), 0, []
+    total = sum(c == kind for listed in truths for c, _, _ in listed)
+    for n, (_, image, box) in enumerate(answers, start=1):
+        mine = [
+            (iou(box, other), k)
+            for k, (c, other, _) in enumerate(truths[image])
+            if c == kind and (image, k) not in taken
+        ]
+        overlap, k = max(mine, default=(0, None))
+        if overlap >= threshold:
+            taken.add((image, k))
+            true += 1
+        points.append((true / total, true / n))
+    recalls = np.linspace(0, 1, 101)
+    return np.mean(
+        [max((p for r, p in points if r >= t), default=0) for t in recalls]
+    )
