@@ -170,7 +170,7 @@ def SSD(
             layers.Concatenate(axis=1, name="boxes")(codes),
         ]
     )
-    return keras.Model(model.inputs, x, name=name or f"ssd_{backbone.name}")
+    return keras.Model(model.input, x, name=name or f"ssd_{backbone.name}")
 
 
 def find_levels(
@@ -259,6 +259,31 @@ def detector(model: keras.Model, **settings: Any) -> Any:
     return detect
 
 
+def two_outputs(model: keras.Model) -> keras.Model:
+    """Returns a detector as a model of two outputs, with the same layers.
+
+    For quantization, where logits and codes need ranges of their own.
+
+    Args:
+        model: what `SSD` built.
+
+    Returns:
+        A functional model, from images to logits `(batch, anchors,
+        classes + 1)` and codes `(batch, anchors, 4)`.
+
+    Raises:
+        ValueError: if the model does not end as `SSD`'s does.
+    """
+    return keras.Model(
+        model.input, predictions_layer(model).input, name=model.name
+    )
+
+
+def is_detector(model: keras.Model) -> bool:
+    """Whether a model ends as `SSD`'s does."""
+    return isinstance(model.layers[-1], SSDPredictions)
+
+
 def predictions_layer(model: keras.Model) -> SSDPredictions:
     """Returns the last layer of what `SSD` built.
 
@@ -266,7 +291,7 @@ def predictions_layer(model: keras.Model) -> SSDPredictions:
         ValueError: if the model does not end in one.
     """
     layer = model.layers[-1]
-    if not isinstance(layer, SSDPredictions):
+    if not is_detector(model):
         raise ValueError(
             "`model` must be a detector, as `keras_muffnet.detection.SSD` "
             f"builds it. Received: {model!r}, which ends in {layer!r}"

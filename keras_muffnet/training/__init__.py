@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from keras_muffnet.training.detection import (
         open_detection_feed as open_detection_feed,
     )
+    from keras_muffnet.training.detectors import load_detector as load_detector
     from keras_muffnet.training.evaluation import Evaluation as Evaluation
     from keras_muffnet.training.evaluation import evaluate as evaluate
     from keras_muffnet.training.feeds import open_feed as open_feed
@@ -43,6 +44,7 @@ _HOMES = {
     "configure_keras": "network",
     "evaluate": "evaluation",
     "fit": "loop",
+    "load_detector": "detectors",
     "load_predictor": "predictors",
     "open_detection_feed": "detection",
     "open_feed": "feeds",

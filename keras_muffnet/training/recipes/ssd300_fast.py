@@ -21,4 +21,5 @@ RECIPE = DetectionRecipe(
     warm_up_epochs=8,
     weight_decay=5e-4,
     ema=0.99,
+    jit_compile=False,
 )
