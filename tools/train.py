@@ -29,9 +29,9 @@ from keras_muffnet.training.recipe import setting_type
 
 def main() -> None:
     """Runs the command."""
-    args = parse_args(__doc__ or "", Recipe)
+    args = parse_args()
     output = args.output or pathlib.Path("runs") / args.recipe
-    run(lambda: train(overridden(args, Recipe), output), "train")
+    run(lambda: train(overridden(args), output), "train")
 
 
 def run(work: Callable[[], object], program: str) -> None:
@@ -46,7 +46,9 @@ def run(work: Callable[[], object], program: str) -> None:
         raise SystemExit(f"{program}: error: {error}") from error
 
 
-def parse_args(description: str, kind: type[RunRecipe]) -> argparse.Namespace:
+def parse_args(
+    description: str = __doc__ or "", kind: type[RunRecipe] = Recipe
+) -> argparse.Namespace:
     """Reads the command line, for recipes of a kind."""
     names = recipe_names(kind)
     summaries = "\n".join(
@@ -92,7 +94,10 @@ def add_setting(
     group.add_argument(flag, type=parsed, help=told, metavar=kind.__name__)
 
 
-def overridden(args: argparse.Namespace, kind: type[AnyRecipe]) -> AnyRecipe:
+def overridden(
+    args: argparse.Namespace,
+    kind: type[AnyRecipe] = Recipe,  # type: ignore[assignment]
+) -> AnyRecipe:
     """Returns the recipe with what the command line says in its place."""
     names = {field.name for field in dataclasses.fields(kind)}
     given = {name: v for name, v in vars(args).items() if name in names}

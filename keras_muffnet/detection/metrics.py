@@ -40,12 +40,18 @@ class Truth(Protocol):
         area: float `(n,)`: of the objects in pixels.
     """
 
-    size: tuple[int, int]
-    boxes: np.ndarray
-    classes: np.ndarray
-    difficult: np.ndarray
-    crowd: np.ndarray
-    area: np.ndarray
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def boxes(self) -> np.ndarray: ...
+    @property
+    def classes(self) -> np.ndarray: ...
+    @property
+    def difficult(self) -> np.ndarray: ...
+    @property
+    def crowd(self) -> np.ndarray: ...
+    @property
+    def area(self) -> np.ndarray: ...
 
 
 class Found(NamedTuple):

@@ -69,10 +69,11 @@ def detections(
         less.
     """
     logits = ops.cast(logits, "float32")
-    # Not `ops.softmax`, of which LiteRT's converter would make one of int8
-    # behind a quantized network: its least step is 1/256.
+    # Not `ops.softmax`, nor what LiteRT's converter takes for one: behind a
+    # quantized network it would round the scores to multiples of 1/256.
     powers = ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
-    scores = (powers / ops.sum(powers, axis=-1, keepdims=True))[..., 1:]
+    whole = ops.reciprocal(ops.sum(powers, axis=-1, keepdims=True))
+    scores = powers[..., 1:] * whole
     classes = scores.shape[-1]
     flat = ops.reshape(scores, (-1, len(anchors) * classes))
     best, index = ops.top_k(flat, min(before_nms, len(anchors) * classes))

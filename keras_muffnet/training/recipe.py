@@ -285,7 +285,10 @@ def recipe_names(kind: type[RunRecipe] = Recipe) -> list[str]:
     return [name for name in names if isinstance(_module(name).RECIPE, kind)]
 
 
-def load_recipe(name: str, kind: type[AnyRecipe] = Recipe) -> AnyRecipe:
+def load_recipe(
+    name: str,
+    kind: type[AnyRecipe] = Recipe,  # type: ignore[assignment]
+) -> AnyRecipe:
     """Returns a recipe by its name.
 
     Raises:
