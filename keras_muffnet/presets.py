@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from keras_muffnet.federation import PATTERNS
 from keras_muffnet.federation import SharingMatrix
+from keras_muffnet.federation import positive_number
 from keras_muffnet.federation import reduction_macs
 from keras_muffnet.federation import reduction_parameters
 
@@ -156,27 +158,42 @@ def widths_for_alpha(alpha: float) -> tuple[int, int, int]:
     Raises:
         ValueError: if `alpha` is not a positive, finite number.
     """
-    if (
-        isinstance(alpha, bool)
-        or not isinstance(alpha, (int, float, np.integer, np.floating))
-        or not math.isfinite(alpha)
-        or alpha <= 0
-    ):
-        raise ValueError(
-            f"`alpha` must be a positive number. Received: alpha={alpha!r}"
-        )
-    known = sorted(PRESETS)
-    nearest = min(max(alpha, known[0]), known[-1])
-    scale = alpha / nearest
-    low, mid, high = (
-        max(layers, 2 * round(scale * float(np.interp(nearest, known, w)) / 2))
-        for layers, w in zip(
-            PAPER_LAYERS,
-            zip(*(PRESETS[a].widths for a in known), strict=True),
-            strict=True,
-        )
+    low, mid, high = interpolate_widths(
+        alpha, {a: p.widths for a, p in PRESETS.items()}, PAPER_LAYERS
     )
     return low, mid, high
+
+
+def interpolate_widths(
+    alpha: float,
+    known: Mapping[float, Sequence[int]],
+    least: Sequence[int],
+) -> tuple[int, ...]:
+    """Widths between and beyond those of published networks.
+
+    Args:
+        alpha: width multiplier.
+        known: widths by width multiplier.
+        least: the least that each width may be.
+
+    Returns:
+        The known widths where `alpha` is one of theirs; else even numbers.
+
+    Raises:
+        ValueError: if `alpha` is not a positive, finite number.
+    """
+    positive_number("alpha", alpha)
+    multipliers = sorted(known)
+    nearest = min(max(alpha, multipliers[0]), multipliers[-1])
+    scale = alpha / nearest
+    columns = zip(*(known[a] for a in multipliers), strict=True)
+    return tuple(
+        max(
+            smallest,
+            2 * round(scale * float(np.interp(nearest, multipliers, w)) / 2),
+        )
+        for smallest, w in zip(least, columns, strict=True)
+    )
 
 
 def stages_from_notation(
