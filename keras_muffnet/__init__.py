@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from keras_muffnet.presets import (
         stages_from_notation as stages_from_notation,
     )
+    from keras_muffnet.published import published_weights as published_weights
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _HOMES = {
     "count_complexity": "complexity",
     "decode_predictions": "applications",
     "preprocess_input": "applications",
+    "published_weights": "published",
     "stages_from_notation": "presets",
 }
 

@@ -1,6 +1,7 @@
 """`MuffNet`, made and used the way `keras.applications` makes its networks."""
 
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,18 +9,19 @@ import keras
 import numpy as np
 from keras import KerasTensor
 
+from keras_muffnet.assembly import CommonArguments
 from keras_muffnet.assembly import assemble
 from keras_muffnet.assembly import check_arguments
 from keras_muffnet.assembly import choose_stem
+from keras_muffnet.blocks import channel_axis
 from keras_muffnet.graph import trace
 from keras_muffnet.layers import standardize_data_format
 from keras_muffnet.muffnet import muffnet_features
 from keras_muffnet.presets import PAPER_NOTATION
 from keras_muffnet.presets import StageSpec
 from keras_muffnet.presets import stages_from_notation
-
-# Published weights, by name: none yet.
-WEIGHTS: dict[str, str] = {}
+from keras_muffnet.published import published_weights
+from keras_muffnet.published import weights_file
 
 
 def MuffNet(
@@ -68,9 +70,12 @@ def MuffNet(
             Must be left out where `stages` is given.
         include_top: whether to end in a classifier. Without it the output is
             the last feature map, `(batch, height, width, 1024)`.
-        weights: None for random ones, or the path of an existing file
-            (`.weights.h5`, `.h5` or `.keras`) of a model of the same structure.
-            There are no published weights yet.
+        weights: None for random ones; the path of an existing file
+            (`.weights.h5`, `.h5` or `.keras`) of a model of the same structure;
+            or the name of weights that ship with the package, a key of
+            `keras_muffnet.published_weights()`. "cifar10" fits `alpha=0.5`,
+            with its classifier `classes=10` and 32x32 images, without it
+            images of any size and any stem.
         input_tensor: Keras tensor to use as the image input. What lies
             upstream of it stays in the model.
         pooling: without the classifier, None for the feature map, "avg" or
@@ -105,7 +110,7 @@ def MuffNet(
         pooling,
         classes,
         classifier_activation,
-        published=WEIGHTS,
+        published=published_weights(),
     )
     if stages is None:
         stages = stages_from_notation(PAPER_NOTATION, alpha)
@@ -117,8 +122,16 @@ def MuffNet(
                 "`alpha` must be left out where `stages` is given, which says "
                 f"how wide the network is. Received: alpha={alpha!r}"
             )
+        if arguments.weights in published_weights():
+            raise ValueError(
+                "`weights` must be None or a file where `stages` is given. "
+                f"Received: weights={arguments.weights!r}"
+            )
         default_name = "muffnet"
     stem = choose_stem(stem, arguments.shape)
+    if arguments.weights in published_weights():
+        path = _published_file(arguments, alpha, stem)
+        arguments = arguments._replace(weights=str(path))
     return assemble(
         arguments,
         lambda x: muffnet_features(x, stages, stem),
@@ -185,6 +198,34 @@ def decode_predictions(
     return keras.applications.imagenet_utils.decode_predictions(
         keras.ops.convert_to_numpy(preds), top=top
     )
+
+
+def _published_file(
+    arguments: CommonArguments, alpha: float, stem: str
+) -> pathlib.Path:
+    """Finds the file of published weights; they must fit the arguments."""
+    name = str(arguments.weights)
+    published = published_weights()[name]
+    channels = arguments.shape[channel_axis() - 1]
+    if channels != 3:
+        raise ValueError(
+            f"`input_shape` must have 3 channels for weights={name!r}. "
+            f"Received: input_shape={arguments.shape}"
+        )
+    classes = len(published.class_names)
+    if arguments.include_top and arguments.classes != classes:
+        raise ValueError(
+            f"`classes` must be {classes} for weights={name!r} where "
+            f"`include_top` is True. Received: classes={arguments.classes}"
+        )
+    if arguments.include_top and stem != published.stem:
+        raise ValueError(
+            f"`stem` must be {published.stem!r} for weights={name!r} where "
+            "`include_top` is True, and with it `input_shape` "
+            f"{published.size}x{published.size}. Received: stem={stem!r}, "
+            f"input_shape={arguments.shape}"
+        )
+    return weights_file(name, alpha)
 
 
 def _check_stages(stages: Any) -> tuple[StageSpec, ...]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Collection
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -28,7 +28,8 @@ class CommonArguments(NamedTuple):
     Attributes:
         shape: shape of an image without the batch axis.
         include_top: whether the network ends in a classifier.
-        weights: path of a file; None for random weights.
+        weights: path of a file, or name of published weights; None for random
+            ones.
         input_tensor: Keras tensor to start from; None for a new input.
         pooling: None, "avg" or "max".
         classes: units of the classifier.
@@ -53,7 +54,7 @@ def check_arguments(
     classes: int,
     classifier_activation: Any,
     default_size: int = 224,
-    published: Mapping[str, str] | None = None,
+    published: Collection[str] = (),
 ) -> CommonArguments:
     """Checks the arguments that all networks have, as `MuffNet` tells of them.
 
@@ -67,12 +68,12 @@ def check_arguments(
         classifier_activation: see there.
         default_size: height and width of an image where the network has a
             classifier and neither shape nor tensor is given.
-        published: files of published weights, by name.
+        published: names of published weights.
 
     Raises:
         ValueError: naming the argument, if one is wrong.
     """
-    path = _check_weights(weights, published or {})
+    path = _check_weights(weights, published)
     if pooling not in (None, "avg", "max"):
         raise ValueError(
             "`pooling` must be None, 'avg' or 'max'. "
@@ -160,6 +161,7 @@ def assemble(
     if x is None:
         x = keras.Input(arguments.shape)
     inputs = keras.utils.get_source_inputs(x)
+    start = x
     x = features(x)
     if arguments.include_top:
         x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
@@ -176,11 +178,12 @@ def assemble(
         inputs = inputs[0]
     model = keras.Model(inputs, x, name=name)
     if arguments.weights is not None:
-        model.load_weights(arguments.weights)
+        # What lies upstream of an input tensor has no weights in the file.
+        keras.Model(start, x).load_weights(arguments.weights)
     return model
 
 
-def _check_weights(weights: Any, published: Mapping[str, str]) -> str | None:
+def _check_weights(weights: Any, published: Collection[str]) -> str | None:
     if weights is None:
         return None
     if not isinstance(weights, (str, os.PathLike)):
@@ -190,12 +193,12 @@ def _check_weights(weights: Any, published: Mapping[str, str]) -> str | None:
         )
     path = os.fspath(weights)
     if path in published:
-        return published[path]
+        return path
     if not os.path.isfile(path):
         raise ValueError(
             "`weights` must be None, the name of published weights or the path "
             "of an existing file. Published weights: "
-            f"{', '.join(published) or 'none yet'}. Received: weights={path!r}"
+            f"{', '.join(published) or 'none'}. Received: weights={path!r}"
         )
     if not path.endswith(_WEIGHTS_SUFFIXES):
         raise ValueError(

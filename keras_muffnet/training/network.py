@@ -4,8 +4,8 @@ import os
 
 import keras
 
-from keras_muffnet.applications import WEIGHTS
 from keras_muffnet.applications import MuffNet
+from keras_muffnet.published import published_weights
 from keras_muffnet.training.recipe import Recipe
 
 CLASSIFIER = "predictions"
@@ -81,7 +81,7 @@ def load_weights(model: keras.Model, recipe: Recipe) -> None:
     """
     path = recipe.weights
     assert path is not None
-    if path in WEIGHTS:
+    if path in published_weights():
         source = MuffNet(
             alpha=recipe.alpha,
             stem=recipe.stem,
@@ -91,7 +91,7 @@ def load_weights(model: keras.Model, recipe: Recipe) -> None:
     elif not os.path.isfile(path):
         raise ValueError(
             "`weights` must be an existing file or the name of published "
-            f"weights: {', '.join(WEIGHTS) or 'none yet'}. "
+            f"weights: {', '.join(published_weights())}. "
             f"Received: weights={path!r}"
         )
     elif path.endswith(".keras"):
