@@ -1,4 +1,4 @@
-"""Pictures: sharing matrix, curves, predictions, confusion, noise.
+"""Pictures: sharing matrix, curves, predictions, boxes, confusion, noise.
 
 All need matplotlib; without it they raise an ImportError that names the
 command to install it.
@@ -58,7 +58,8 @@ def plot_sharing_matrix(stages: Sequence[StageSpec], path: Path) -> None:
             fontsize=9,
         )
     for number, (first, size, stage) in enumerate(outlines, start=1):
-        axes.add_patch(_outline(first - 0.5, size))
+        corner = (first - 0.5, first - 0.5)
+        axes.add_patch(_outline(corner, (size, size)))
         sharing = stage.sharing if isinstance(stage.sharing, str) else "given"
         axes.text(
             first - 0.35,
@@ -132,6 +133,81 @@ def plot_predictions(
         axes.set_title(
             title, fontsize=9, color="black" if best == label else "firebrick"
         )
+    _save(figure, path)
+
+
+def plot_boxes(
+    images: Sequence[np.ndarray],
+    boxes: Sequence[np.ndarray],
+    classes: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray] | None,
+    class_names: Sequence[str],
+    path: Path,
+    columns: int = 4,
+) -> None:
+    """Draws a sheet of images with boxes on them, a colour for each class.
+
+    Args:
+        images: uint8 `(height, width, 3)` each, of any sizes.
+        boxes: `(n, 4)` for each image: `(x_min, y_min, x_max, y_max)` in its
+            pixels, from 0 to its width and height.
+        classes: integers `(n,)` for each; rows of negative ones are padding
+            and are left out.
+        scores: in [0, 1], `(n,)` for each, written above the boxes; None for
+            boxes that are the truth.
+        class_names: a name for each class.
+        path: picture to write; its suffix gives the format.
+        columns: images in a row.
+    """
+    lines = load_optional("matplotlib.lines", "all")
+    colormaps = load_optional("matplotlib", "all").colormaps
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure, grid = _figure(3.2 * columns, 3.2 * rows + 0.4, columns, rows)
+    palette = colormaps["tab10" if len(class_names) <= 10 else "tab20"].colors
+    colors = [palette[i % len(palette)] for i in range(len(class_names))]
+    shown: set[int] = set()
+    panels = list(np.atleast_1d(grid).flat)
+    for axes in panels:
+        axes.axis("off")
+    for i, (axes, image) in enumerate(zip(panels, images, strict=False)):
+        height, width = image.shape[:2]
+        # Edges of pixels are whole numbers, as in the boxes.
+        axes.imshow(image, extent=(0, width, height, 0))
+        for j, (box, label) in enumerate(
+            zip(boxes[i], classes[i], strict=True)
+        ):
+            label = int(label)
+            if label < 0:
+                continue
+            shown.add(label)
+            corner, sides = (box[0], box[1]), (box[2] - box[0], box[3] - box[1])
+            axes.add_patch(_outline(corner, sides, edgecolor=colors[label]))
+            if scores is not None:
+                axes.text(
+                    box[0],
+                    box[1],
+                    f"{scores[i][j]:.2f}",
+                    va="bottom",
+                    fontsize=6,
+                    color="white",
+                    bbox={
+                        "facecolor": colors[label],
+                        "edgecolor": "none",
+                        "pad": 0.6,
+                    },
+                    clip_on=True,
+                )
+    # Of many classes only those that are there.
+    figure.legend(
+        handles=[
+            lines.Line2D([], [], color=colors[k], label=class_names[k])
+            for k in sorted(shown)
+        ],
+        loc="outside upper center",
+        ncols=8,
+        frameon=False,
+    )
     _save(figure, path)
 
 
@@ -229,10 +305,15 @@ def _figure(
     return figure, figure.subplots(rows, columns)
 
 
-def _outline(start: float, size: int) -> Any:
+def _outline(
+    corner: tuple[float, float],
+    sides: tuple[float, float],
+    edgecolor: Any = "black",
+) -> Any:
     patches = load_optional("matplotlib.patches", "all")
-    corner = (start, start)
-    return patches.Rectangle(corner, size, size, fill=False, linewidth=1.2)
+    return patches.Rectangle(
+        corner, *sides, fill=False, linewidth=1.2, edgecolor=edgecolor
+    )
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -67,3 +67,28 @@ def test_layers_are_bars_of_which_the_worst_are_red(tmp_path):
     assert 0.2 < shares[0] < 0.6 and shares[1] == 0 < shares[2]
     # A row is high enough for its name.
     assert (heights[2] - heights[0]) / 140 > 15
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_boxes_are_drawn_in_the_colours_of_their_classes(tmp_path, scored):
+    images = [np.full(shape, 255, "uint8") for shape in [(30, 40, 3)] * 4]
+    images.append(np.full((60, 20, 3), 255, "uint8"))
+    boxes = [np.array([[4, 5, 30, 25], [0, 0, 0, 0]], float)] * 3
+    boxes += [np.zeros((0, 4)), np.array([[2, 2, 18, 50]])]
+    # A row of padding is no object.
+    classes = [np.array([0, -1.0])] * 3 + [np.zeros(0), np.array([2])]
+    scores = [np.array([0.5, 0])] * 3 + [np.zeros(0), np.array([0.9])]
+    path = tmp_path / "boxes.png"
+    names = ["a", "b", "c"]
+    plots.plot_boxes(
+        images, boxes, classes, scores if scored else None, names, path
+    )
+    picture = image.imread(path)[..., :3]
+    reds, greens, blues = np.moveaxis(picture, -1, 0)
+    blue = (blues > reds + 0.3) & (blues > greens + 0.2)  # class 0
+    green = (greens > reds + 0.3) & (greens > blues + 0.2)  # class 2
+    orange = (reds > greens + 0.3) & (greens > blues + 0.2)  # class 1
+    assert blue.sum() > 3 * green.sum() / 2 > 0 and not orange.any()
+    # One image alone is a sheet too.
+    plots.plot_boxes(images[:1], boxes, classes, None, names, path)
+    assert image.imread(path).shape[0] < picture.shape[0]

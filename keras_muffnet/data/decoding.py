@@ -105,11 +105,49 @@ def decode_with_pillow(
         ImportError: if Pillow is not installed.
         ValueError: telling what is wrong with the image.
     """
+    image = rgb_with_pillow(encoded)
+    width, height = image.size
+    if crop is not None:
+        assert geometry.aspect is not None
+        box = _random_box(
+            np, float(height), float(width), crop, geometry.aspect
+        )
+        top, left, tall, wide = map(int, box)
+        image = image.crop((left, top, left + wide, top + tall))
+    elif geometry.centre:
+        box = _centre_box(np, float(height), float(width), geometry)
+        tall, wide, top, left = map(int, box)
+        image = resized_with_pillow(image, (tall, wide))
+        height, width = geometry.size
+        image = image.crop((left, top, left + width, top + height))
+    return np.asarray(resized_with_pillow(image, geometry.size))
+
+
+def rgb_with_pillow(
+    encoded: bytes, at_least: tuple[int, int] | None = None
+) -> Any:
+    """Decodes an image to RGB.
+
+    Args:
+        encoded: the image's file, of JPEG, PNG, GIF or BMP.
+        at_least: a height and a width. A JPEG that is at least twice, four or
+            eight times as large is decoded at a half, a fourth or an eighth of
+            its size, which is faster. None for the full size.
+
+    Returns:
+        A `PIL.Image.Image`.
+
+    Raises:
+        ImportError: if Pillow is not installed.
+        ValueError: telling what is wrong with the image.
+    """
     pillow = load_optional("PIL.Image", "arrays")
     try:
         image = pillow.open(
             io.BytesIO(encoded), formats=("JPEG", "PNG", "GIF", "BMP")
         )
+        if at_least is not None and image.mode in ("L", "RGB"):
+            image.draft(image.mode, at_least[::-1])
         image.load()
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         # Pillow names the buffer, which tells nothing.
@@ -125,25 +163,12 @@ def decode_with_pillow(
         raise ValueError(f"it has {channels} channels, not 1 or 3")
     if image.mode.startswith("I;16"):
         image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
-    width, height = image.size
-    if crop is not None:
-        assert geometry.aspect is not None
-        box = _random_box(
-            np, float(height), float(width), crop, geometry.aspect
-        )
-        top, left, tall, wide = map(int, box)
-        image = image.crop((left, top, left + wide, top + tall))
-    elif geometry.centre:
-        box = _centre_box(np, float(height), float(width), geometry)
-        tall, wide, top, left = map(int, box)
-        image = _resized(pillow, image, (tall, wide))
-        height, width = geometry.size
-        image = image.crop((left, top, left + width, top + height))
-    return np.asarray(_resized(pillow, image, geometry.size))
+    return image.convert("RGB")
 
 
-def _resized(pillow: Any, image: Any, size: tuple[int, int]) -> Any:
+def resized_with_pillow(image: Any, size: tuple[int, int]) -> Any:
+    """Gives an image its size, bilinearly and with antialiasing."""
+    pillow = load_optional("PIL.Image", "arrays")
     if image.size == (size[1], size[0]):
         return image
     return image.resize((size[1], size[0]), pillow.Resampling.BILINEAR)

@@ -453,7 +453,8 @@ def make_feed(
             f"{len(train)}. Received: batch_size={batch_size}"
         )
     if cache is None:
-        cache = _fits_in_memory(len(train) + len(test), size)
+        pixels = (len(train) + len(test)) * math.prod(size)
+        cache = fits_in_memory(3 * pixels)
     random = augmentation.area is not None
     skip = on_bad_image == "skip"
     geometry = Geometry(size, augmentation.aspect if random else None)
@@ -498,9 +499,11 @@ def _reader(backend: str | None) -> TensorFlowReader | PillowReader:
     )
 
 
-def _fits_in_memory(count: int, size: tuple[int, int]) -> bool:
+def fits_in_memory(needed: int) -> bool:
+    """Whether so many bytes are within half of the machine's memory."""
     # Windows does not tell; there numpy raises what it cannot hold.
     if not hasattr(os, "sysconf"):
         return True
-    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return count * math.prod(size) * 3 <= half
+    return (
+        needed <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    )

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -176,26 +177,46 @@ class PillowReader(Reader):
             except (OSError, ValueError) as error:
                 return error
 
-        # Two chunks are under way while one is used.
-        pool = concurrent.futures.ThreadPoolExecutor(WORKERS)
-        ahead: list[tuple[np.ndarray, list[concurrent.futures.Future]]] = []
-        try:
-            for step in steps:
-                positions, crops = chunk(step)
-                tasks = [
-                    pool.submit(
-                        decode, int(p), None if crops is None else crops[i]
-                    )
-                    for i, p in enumerate(positions)
-                ]
-                ahead.append((positions, tasks))
-                if len(ahead) == 3:
-                    done, running = ahead.pop(0)
-                    yield done, [task.result() for task in running]
-            for done, running in ahead:
-                yield done, [task.result() for task in running]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        chunks = {}
+
+        def tasks(step: int) -> list[tuple[int, np.ndarray | None]]:
+            positions, crops = chunks[step] = chunk(step)
+            return [
+                (int(p), None if crops is None else crops[i])
+                for i, p in enumerate(positions)
+            ]
+
+        worked = in_threads(decode, tasks, steps)
+        for step, results in zip(steps, worked, strict=True):
+            yield chunks.pop(step)[0], results
+
+
+def in_threads(
+    work: Callable[..., Any],
+    tasks: Callable[[int], Sequence[tuple]],
+    steps: range,
+) -> Iterator[list[Any]]:
+    """Does the tasks of each step in threads, two steps ahead.
+
+    Args:
+        work: called with what a task holds.
+        tasks: of a step.
+        steps: in their order.
+
+    Returns:
+        For each step the results of its tasks, in their order.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(WORKERS)
+    ahead: list[list[concurrent.futures.Future]] = []
+    try:
+        for step in steps:
+            ahead.append([pool.submit(work, *task) for task in tasks(step)])
+            if len(ahead) == 3:
+                yield [task.result() for task in ahead.pop(0)]
+        for running in ahead:
+            yield [task.result() for task in running]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class TensorFlowReader(Reader):

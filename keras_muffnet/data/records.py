@@ -1,9 +1,11 @@
 """TFRecord files of labelled images: reading needs no TensorFlow."""
 
+import contextlib
 import os
 import pathlib
 import struct
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -58,28 +60,63 @@ def parse_example(
     Raises:
         ValueError: if the record is no `Example` or lacks one of the two.
     """
-    found: dict[bytes, memoryview] = {}
-    wanted = {image_key.encode(), label_key.encode()}
-    try:
+    found = parse_features(record, (image_key, label_key))
+    images, labels = found.get(image_key), found.get(label_key)
+    if not (
+        isinstance(images, list)
+        and images
+        and isinstance(labels, np.ndarray)
+        and labels.dtype == np.int64
+        and len(labels)
+    ):
+        raise ValueError(
+            f"a record of an image at {image_key!r} and a label at "
+            f"{label_key!r} was expected"
+        )
+    return images[0], int(labels[0])
+
+
+def parse_features(
+    record: bytes, keys: Sequence[str]
+) -> dict[str, list[bytes] | np.ndarray]:
+    """Reads features of a serialized `tf.train.Example`.
+
+    Returns:
+        Of each key that is there: byte strings, float32 `(n,)` or int64
+        `(n,)`. A feature of no kind has none; what is no `Example` has none.
+    """
+    found: dict[str, list[bytes] | np.ndarray] = {}
+    wanted = {key.encode(): key for key in keys}
+    # What is no protocol buffer gives nothing, or fails in one of these ways.
+    with contextlib.suppress(StopIteration, IndexError, TypeError):
         for features in _fields(memoryview(record), 1):
             for entry in _fields(features, 1):
                 key = bytes(next(_fields(entry, 1)))
                 if key in wanted:
-                    found[key] = next(_fields(entry, 2))
-        # Feature: 1 is a list of byte strings, 3 of integers.
-        image = bytes(
-            next(_fields(next(_fields(found[image_key.encode()], 1)), 1))
-        )
-        numbers = next(_fields(found[label_key.encode()], 3))
-        label = next(_fields(numbers, 1))
-    except (KeyError, StopIteration, IndexError, TypeError):
-        raise ValueError(
-            f"a record of an image at {image_key!r} and a label at "
-            f"{label_key!r} was expected"
-        ) from None
-    # Written packed, as a string of varints, or alone.
-    number = label if isinstance(label, int) else _varint(label, 0)[0]
-    return image, number - (1 << 64) if number >> 63 else number
+                    found[wanted[key]] = _values(next(_fields(entry, 2)))
+    return found
+
+
+def _values(feature: memoryview) -> list[bytes] | np.ndarray:
+    """The values of a feature: 1 is byte strings, 2 floats, 3 integers."""
+    for values in _fields(feature, 2):
+        # Written packed, as one string, or one by one.
+        packed = b"".join(map(bytes, _fields(values, 1)))
+        return np.frombuffer(packed, "<f4").astype(np.float32)
+    for values in _fields(feature, 3):
+        numbers: list[int] = []
+        for value in _fields(values, 1):
+            if isinstance(value, int):
+                numbers.append(value)
+                continue
+            at = 0
+            while at < len(value):
+                number, at = _varint(value, at)
+                numbers.append(number)
+        return np.array(numbers, np.uint64).astype(np.int64)
+    for values in _fields(feature, 1):
+        return [bytes(value) for value in _fields(values, 1)]
+    return []
 
 
 def _fields(message: memoryview, wanted: int) -> Iterator[Any]:

@@ -110,13 +110,16 @@ class RecordExamples(Examples):
         file, record = self._file(position)
         return f"{self.files[file]}, record {record}"
 
-    def read(self, position: int) -> tuple[bytes, int]:
+    def record(self, position: int) -> bytes:
+        """Reads a record as it is."""
         file, record = self._file(position)
         offset, length = self.positions[file][record]
         with open(self.files[file], "rb") as opened:
             opened.seek(offset)
-            example = opened.read(length)
-        image, label = records.parse_example(example, *self.keys)
+            return opened.read(length)
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        image, label = records.parse_example(self.record(position), *self.keys)
         if not 0 <= label < self.classes:
             raise ValueError(
                 f"its label is {label}, not of the {self.classes} classes, "
@@ -417,15 +420,11 @@ def _open_records(root: str) -> Source:
     return Source(root, names, split)
 
 
-def tfds_builder(source: str) -> tuple[Any, list[str], tuple[str, ...]]:
-    """Prepares a data set of TensorFlow Datasets.
-
-    Returns:
-        Its builder, the keys of image and label, and the class names.
-    """
+def tfds_named(source: str) -> Any:
+    """The builder of a data set of TensorFlow Datasets, not prepared yet."""
     tfds = load_optional("tensorflow_datasets", "datasets")
     try:
-        builder = tfds.builder(source.removeprefix("tfds:"), try_gcs=False)
+        return tfds.builder(source.removeprefix("tfds:"), try_gcs=False)
     except (AssertionError, ValueError) as error:
         # Behind the first line it lists a thousand names.
         reason = str(error).strip().partition("\n")[0]
@@ -433,6 +432,16 @@ def tfds_builder(source: str) -> tuple[Any, list[str], tuple[str, ...]]:
             "`source` must name a data set of TensorFlow Datasets after "
             f"'tfds:'. Received: source={source!r}: {reason}"
         ) from None
+
+
+def tfds_builder(source: str) -> tuple[Any, list[str], tuple[str, ...]]:
+    """Prepares a data set of TensorFlow Datasets.
+
+    Returns:
+        Its builder, the keys of image and label, and the class names.
+    """
+    tfds = load_optional("tensorflow_datasets", "datasets")
+    builder = tfds_named(source)
     features = dict(builder.info.features.items())
     keys = list(builder.info.supervised_keys or [])
     kinds = [features.get(key) for key in keys]
@@ -461,21 +470,29 @@ def tfds_split(builder: Any, source: str, split: str) -> Any:
         ) from None
 
 
+def tfds_records(
+    builder: Any, source: str, split: str
+) -> tuple[list[str], list[np.ndarray]]:
+    """The files of a split, and the positions in each of its records."""
+    files, positions = [], []
+    for shard in tfds_split(builder, source, split).file_instructions:
+        if ".tfrecord" not in os.path.basename(shard.filename):
+            raise ValueError(
+                "`source` must be prepared as TFRecords (file_format="
+                f"'tfrecord'). Received: {source!r}, which has "
+                f"{shard.filename!r}"
+            )
+        files.append(shard.filename)
+        found = records.record_positions(shard.filename)[shard.skip :]
+        positions.append(found[: shard.take] if shard.take > 0 else found)
+    return files, positions
+
+
 def _open_tfds(source: str) -> Source:
     builder, keys, names = tfds_builder(source)
 
     def split(name: str) -> Examples:
-        files, positions = [], []
-        for shard in tfds_split(builder, source, name).file_instructions:
-            if ".tfrecord" not in os.path.basename(shard.filename):
-                raise ValueError(
-                    "`source` must be prepared as TFRecords (file_format="
-                    f"'tfrecord'). Received: {source!r}, which has "
-                    f"{shard.filename!r}"
-                )
-            files.append(shard.filename)
-            found = records.record_positions(shard.filename)[shard.skip :]
-            positions.append(found[: shard.take] if shard.take > 0 else found)
+        files, positions = tfds_records(builder, source, name)
         return RecordExamples(files, positions, len(names), (keys[0], keys[1]))
 
     return Source(source, names, split)

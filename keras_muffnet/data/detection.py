@@ -1,0 +1,542 @@
+"""Batches of images with boxes, for `model.fit` on any Keras backend.
+
+Decoding and augmentation are done with Pillow and NumPy in threads; no
+TensorFlow is needed but for opening TensorFlow Datasets. Batch k of epoch e
+follows from the seed, e and k.
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_muffnet.data.annotations import DetectionExamples
+from keras_muffnet.data.annotations import DetectionSource as DetectionSource
+from keras_muffnet.data.annotations import Objects
+from keras_muffnet.data.annotations import Problem
+from keras_muffnet.data.annotations import checked
+from keras_muffnet.data.annotations import (
+    open_detection_source as open_detection_source,
+)
+from keras_muffnet.data.augmentation import permutation
+from keras_muffnet.data.decoding import resized_with_pillow
+from keras_muffnet.data.decoding import rgb_with_pillow
+from keras_muffnet.data.feed import Batches
+from keras_muffnet.data.feed import fits_in_memory
+from keras_muffnet.data.reading import in_threads
+from keras_muffnet.data.ssd_augmentation import LEAST_SCALE
+from keras_muffnet.data.ssd_augmentation import SSDAugmentation
+from keras_muffnet.federation import positive_integer
+from keras_muffnet.optional import load_optional
+
+_CHUNK = 64
+
+
+class GroundTruth(NamedTuple):
+    """The objects of a test image, for evaluation.
+
+    Attributes:
+        id: what the data set calls the image.
+        size: height and width of the original image in pixels.
+        boxes: float32 `(n, 4)`, in pixels of the original image.
+        classes: int64 `(n,)`.
+        difficult: bool `(n,)`, of Pascal VOC.
+        crowd: bool `(n,)`, of COCO.
+        area: float32 `(n,)`, of the objects in pixels, by which COCO calls
+            them small, medium and large; of the boxes where none is told.
+    """
+
+    id: str | int
+    size: tuple[int, int]
+    boxes: np.ndarray
+    classes: np.ndarray
+    difficult: np.ndarray
+    crowd: np.ndarray
+    area: np.ndarray
+
+
+class _Image(NamedTuple):
+    position: int
+    size: tuple[int, int]
+    objects: Objects
+    # Which of them are targets.
+    trained: np.ndarray
+
+
+@dataclasses.dataclass
+class _Split:
+    """The good images of a split; `pixels` are those kept in memory."""
+
+    examples: DetectionExamples
+    images: list[_Image]
+    skipped_images: list[Problem]
+    skipped_objects: list[Problem]
+    clipped: list[Problem]
+    pixels: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def objects(self) -> int:
+        """How many good objects there are."""
+        return sum(len(image.objects.classes) for image in self.images)
+
+
+class DetectionFeed:
+    """Training and test batches. Made by `make_detection_feed`.
+
+    Attributes:
+        class_names: a name for each class.
+        train_size: how many images an epoch draws from.
+        test_size: how many images `evaluation` gives.
+        steps_per_epoch: whole batches in an epoch; which images are left over
+            differs by epoch.
+        max_objects: rows of the targets of an image.
+        skipped: what was left out, of both splits: images, then objects, each
+            with its name and the reason.
+        clipped: objects of both splits whose boxes reached out of their image.
+    """
+
+    def __init__(
+        self,
+        source: DetectionSource,
+        train: _Split,
+        test: _Split,
+        size: tuple[int, int],
+        batch_size: int,
+        max_objects: int,
+        seed: int,
+        augmentation: SSDAugmentation | None,
+        mean: float,
+        std: float,
+        data_format: str,
+    ):
+        self.class_names = source.class_names
+        self.train_size = len(train.images)
+        self.test_size = len(test.images)
+        self.steps_per_epoch = self.train_size // batch_size
+        self.max_objects = max_objects
+        self.skipped = (
+            *train.skipped_images,
+            *test.skipped_images,
+            *train.skipped_objects,
+            *test.skipped_objects,
+        )
+        self.clipped = (*train.clipped, *test.clipped)
+        self._source = source
+        self._train = train
+        self._test = test
+        self._size = size
+        self._batch_size = batch_size
+        self._seed = seed
+        self._augmentation = augmentation
+        self._mean = mean
+        self._std = std
+        self._data_format = data_format
+
+    def report(self) -> str:
+        """Says in a line what there is and what was skipped and clipped."""
+        train, test = self._train, self._test
+        images = len(train.skipped_images) + len(test.skipped_images)
+        objects = len(self.skipped) - images
+        names = "; ".join(f"{n}: {reason}" for n, reason in self.skipped[:5])
+        more = "; ..." if len(self.skipped) > 5 else ""
+        first = self._source.first_pixel
+        return (
+            f"{self.train_size} training and {self.test_size} test images, "
+            f"with {train.objects()} and {test.objects()} objects"
+            + (f" (coordinates from {first})" if first is not None else "")
+            + f"; {images} bad images and {objects} bad objects skipped"
+            + (f" ({names}{more})" if names else "")
+            + f"; {len(self.clipped)} boxes clipped"
+        )
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Batches:
+        """Gives the training batches of an epoch.
+
+        Args:
+            epoch: from 0.
+            start_step: the first batch given, of `steps_per_epoch`.
+
+        Returns:
+            A `keras.utils.PyDataset` of images and targets:
+
+            - images: float32 `(n, height, width, 3)`, or channels first,
+              scaled;
+            - targets: float32 `(n, max_objects, 5)`, of rows `(class, x_min,
+              y_min, x_max, y_max)` in pixels of these images. Rows without an
+              object are `(-1, 0, 0, 0, 0)` and come last.
+
+        Raises:
+            ValueError: if there is no such epoch or step.
+        """
+        if not 0 <= start_step < self.steps_per_epoch or epoch < 0:
+            raise ValueError(
+                "`epoch` must be 0 or more and `start_step` in [0, "
+                f"{self.steps_per_epoch}). Received: epoch={epoch}, "
+                f"start_step={start_step}"
+            )
+        order = permutation(self._seed, epoch, self.train_size)
+        steps = range(start_step, self.steps_per_epoch)
+        return self._batches(self._train, order, steps, epoch)
+
+    def evaluation(self) -> Batches:
+        """Gives each test image once, in the order of the source.
+
+        Returns:
+            Batches as those of `epoch`, of whole images that are not
+            augmented. The last may be smaller.
+        """
+        steps = range(math.ceil(self.test_size / self._batch_size))
+        return self._batches(self._test, np.arange(self.test_size), steps)
+
+    def ground_truth(self) -> list[GroundTruth]:
+        """All objects of the test images, in the order of `evaluation`."""
+        return [
+            GroundTruth(
+                self._test.examples.id(image.position),
+                image.size,
+                *image.objects[:5],
+            )
+            for image in self._test.images
+        ]
+
+    def _batches(
+        self,
+        split: _Split,
+        order: np.ndarray,
+        steps: range,
+        epoch: int | None = None,
+    ) -> Batches:
+        """Batches of images of a split; with an epoch, augmented."""
+
+        def tasks(step: int) -> list[tuple[int]]:
+            start = step * self._batch_size
+            return [(int(i),) for i in order[start : start + self._batch_size]]
+
+        def work(index: int) -> tuple[np.ndarray, np.ndarray]:
+            return self._example(split, index, epoch)
+
+        def ready() -> Iterator[tuple[Any, Any]]:
+            for examples in in_threads(work, tasks, steps):
+                images, targets = map(np.stack, zip(*examples, strict=True))
+                if self._data_format == "channels_first":
+                    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+                yield images, targets
+
+        return Batches(ready, len(steps))
+
+    def _example(
+        self, split: _Split, index: int, epoch: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        image = split.images[index]
+        augmentation = self._augmentation if epoch is not None else None
+        pixels = split.pixels.get(index)
+        if pixels is None:
+            whole = augmentation is not None
+            found = _decoded(split.examples, image, self._size, whole)
+            if isinstance(found, Problem):
+                raise _refusal([found], [])
+            pixels = found
+        # What was decoded may be smaller than the original.
+        scale = np.divide(pixels.shape[:2], image.size)[[1, 0, 1, 0]]
+        boxes = image.objects.boxes[image.trained] * scale
+        classes = image.objects.classes[image.trained]
+        if augmentation is not None:
+            key = (self._seed, epoch or 0, image.position)
+            x, boxes, kept = augmentation(
+                pixels, boxes, key, self._size, self._mean, self._std
+            )
+            classes = classes[kept]
+        else:
+            x = (pixels.astype(np.float32) - self._mean) / self._std
+        targets = np.zeros((self.max_objects, 5), np.float32)
+        targets[:, 0] = -1
+        targets[: len(classes), 0] = classes
+        targets[: len(classes), 1:] = boxes
+        return x, targets
+
+
+def make_detection_feed(
+    source: DetectionSource,
+    *,
+    size: tuple[int, int],
+    batch_size: int,
+    max_objects: int | None = None,
+    seed: int = 0,
+    augment: bool | SSDAugmentation = True,
+    train_split: str = "train",
+    test_split: str = "test",
+    on_bad_annotation: str = "raise",
+    train_difficult: bool = True,
+    train_crowd: bool = False,
+    cache: bool | None = None,
+    mean: float = 128.0,
+    std: float = 128.0,
+    data_format: str | None = None,
+) -> DetectionFeed:
+    """Makes batches of images with boxes from a source.
+
+    Every image and annotation is looked at first. An image is bad if it is
+    missing, damaged or of other than 1 or 3 channels, if its annotation is
+    missing, does not parse or is for a picture of another size, and if it is
+    the second one of its id. An object is bad if its box has no area, is
+    wholly outside of the image or no box at all, if its class is not of the
+    source's, if it is the second one of its id or one more than `max_objects`.
+    A box partly outside is clipped, listed in `DetectionFeed.clipped` and no
+    error. Images without objects are good.
+
+    Args:
+        source: of `open_detection_source`.
+        size: height and width of the batches' images in pixels. The aspect is
+            not kept.
+        batch_size: images a batch.
+        max_objects: rows of the targets of an image. None takes the most
+            objects that an image has, of both splits.
+        seed: of the order and the augmentation.
+        augment: training images as SSD does it, or by one's own recipe. False
+            resizes them as test images.
+        train_split: name of the training split.
+        test_split: name of the test split.
+        on_bad_annotation: `"raise"`, or `"skip"` to leave bad images and
+            objects out and list them in `DetectionFeed.skipped`. With
+            `"raise"`, damaged pixels of images that are not kept in memory are
+            an error in the epoch.
+        train_difficult: has targets for objects that Pascal VOC calls
+            difficult, as SSD and gluon-cv do. Evaluation leaves them out by
+            their flag.
+        train_crowd: has targets for COCO's crowds, whose box is that of no
+            single object. gluon-cv has; most detectors do not.
+        cache: keeps decoded images in memory. None does where they fit in half
+            of the machine's memory.
+        mean: pixel value that becomes 0.
+        std: what pixels are divided by, less the mean. The defaults scale as
+            `keras_muffnet.preprocess_input` does.
+        data_format: of the images; None for Keras's.
+
+    Raises:
+        ImportError: if Pillow is not installed.
+        ValueError: if an argument is not as above, the source lacks a split,
+            or an image or object is bad: the first five are named.
+    """
+    if not isinstance(source, DetectionSource):
+        raise ValueError(
+            "`source` must come from open_detection_source(). Received: "
+            f"{source!r}"
+        )
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(
+            f"`size` must be a height and a width. Received: size={size!r}"
+        )
+    size = (
+        positive_integer("size[0]", size[0]),
+        positive_integer("size[1]", size[1]),
+    )
+    batch_size = positive_integer("batch_size", batch_size)
+    if max_objects is not None:
+        max_objects = positive_integer("max_objects", max_objects)
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(
+            f"`seed` must be an integer, 0 or more. Received: seed={seed!r}"
+        )
+    if not isinstance(augment, (bool, SSDAugmentation)):
+        raise ValueError(
+            "`augment` must be True, False or an SSDAugmentation. Received: "
+            f"augment={augment!r}"
+        )
+    if on_bad_annotation not in ("raise", "skip"):
+        raise ValueError(
+            "`on_bad_annotation` must be 'raise' or 'skip'. Received: "
+            f"on_bad_annotation={on_bad_annotation!r}"
+        )
+    data_format = data_format or keras.config.image_data_format()
+    if data_format not in ("channels_first", "channels_last"):
+        raise ValueError(
+            "`data_format` must be 'channels_first', 'channels_last' or None. "
+            f"Received: data_format={data_format!r}"
+        )
+    augmentation = SSDAugmentation() if augment is True else augment or None
+    skip = on_bad_annotation == "skip"
+    both = [source.split(train_split), source.split(test_split)]
+    splits = [
+        _scanned(examples, skip, max_objects, train_difficult, train_crowd)
+        for examples in both
+    ]
+    random = [augmentation is not None, False]
+    if cache is None:
+        needed = sum(
+            3 * math.prod(image.size if whole else size)
+            for split, whole in zip(splits, random, strict=True)
+            for image in split.images
+        )
+        cache = fits_in_memory(needed)
+    for split, whole in zip(splits, random, strict=True):
+        if cache or skip:
+            _decode_all(split, size, whole, cache, skip)
+        if not split.images:
+            raise ValueError(
+                "`source` must hold a good image in each split. Received: "
+                f"all are bad, the first {split.skipped_images[0]}"
+            )
+    train, test = splits
+    if len(train.images) < batch_size:
+        raise ValueError(
+            "`batch_size` must be at most the number of good training images, "
+            f"{len(train.images)}. Received: batch_size={batch_size}"
+        )
+    if max_objects is None:
+        counts = [i.trained.sum() for s in splits for i in s.images]
+        max_objects = max(1, *map(int, counts))
+    return DetectionFeed(
+        source,
+        train,
+        test,
+        size,
+        batch_size,
+        max_objects,
+        seed,
+        augmentation,
+        mean,
+        std,
+        data_format,
+    )
+
+
+def _decoded(
+    examples: DetectionExamples,
+    image: _Image,
+    size: tuple[int, int],
+    whole: bool,
+) -> np.ndarray | Problem:
+    """Decodes an image: in its own size if it is to be augmented.
+
+    A JPEG so large that its smallest crop is shrunk all the same is decoded
+    at a part of its size.
+    """
+    least = [math.ceil(side / LEAST_SCALE) for side in size]
+    try:
+        encoded = examples.read(image.position)
+        if whole:
+            return np.asarray(rgb_with_pillow(encoded, (least[0], least[1])))
+        return np.asarray(resized_with_pillow(rgb_with_pillow(encoded), size))
+    except (OSError, ValueError) as error:
+        return _problem(examples, image.position, error)
+
+
+def _scanned(
+    examples: DetectionExamples,
+    skip: bool,
+    max_objects: int | None,
+    train_difficult: bool,
+    train_crowd: bool,
+) -> _Split:
+    """Looks at all annotations of a split and at the sizes of its images."""
+    split = _Split(examples, [], [], list(examples.problems), [])
+    pillow = load_optional("PIL.Image", "arrays")
+
+    def look(position: int) -> tuple[Any, ...] | Problem:
+        try:
+            # First, so that a missing image is told as such.
+            encoded = examples.read(position)
+            description = examples.describe(position)
+            try:
+                with pillow.open(io.BytesIO(encoded)) as image:
+                    width, height = image.size
+            except OSError:
+                raise ValueError("it is no image, or a damaged one") from None
+            return (height, width), *checked(description, (height, width))
+        except (OSError, ValueError) as error:
+            return _problem(examples, position, error)
+
+    for position, found in _each(examples, range(len(examples)), look):
+        if isinstance(found, Problem):
+            split.skipped_images.append(found)
+            continue
+        size, objects, bad, clipped = found
+        trained = np.ones(len(objects.classes), bool)
+        if not train_difficult:
+            trained &= ~objects.difficult
+        if not train_crowd:
+            trained &= ~objects.crowd
+        if max_objects is not None:
+            surplus = trained & (np.cumsum(trained) > max_objects)
+            reason = f"it is one more than max_objects={max_objects}"
+            for row in np.flatnonzero(surplus):
+                bad.append(Problem(objects.names[row], reason))
+            trained &= ~surplus
+        split.skipped_objects += bad
+        split.clipped += clipped
+        split.images.append(_Image(position, size, objects, trained))
+    if not skip:
+        _refuse_bad(split.skipped_images, split.skipped_objects)
+    return split
+
+
+def _decode_all(
+    split: _Split, size: tuple[int, int], whole: bool, keep: bool, skip: bool
+) -> None:
+    """Decodes all images of a split, and leaves those out that cannot be."""
+
+    def decode(index: int) -> np.ndarray | Problem:
+        return _decoded(split.examples, split.images[index], size, whole)
+
+    good: list[_Image] = []
+    for index, found in _each(split.examples, range(len(split.images)), decode):
+        if isinstance(found, Problem):
+            split.skipped_images.append(found)
+            continue
+        if keep:
+            split.pixels[len(good)] = found
+        good.append(split.images[index])
+    split.images = good
+    if not skip:
+        _refuse_bad(split.skipped_images, [])
+
+
+def _each(
+    examples: DetectionExamples, numbers: range, work: Callable[[int], Any]
+) -> Iterator[tuple[int, Any]]:
+    """Does something for each number, in threads, and shows progress."""
+    steps = range(math.ceil(len(numbers) / _CHUNK))
+    progress = (
+        keras.utils.Progbar(len(numbers), unit_name="image")
+        if len(numbers) > 2000
+        else None
+    )
+
+    def tasks(step: int) -> list[tuple[int]]:
+        return [(n,) for n in numbers[step * _CHUNK : (step + 1) * _CHUNK]]
+
+    for step, results in zip(
+        steps, in_threads(work, tasks, steps), strict=True
+    ):
+        yield from zip((n for (n,) in tasks(step)), results, strict=True)
+        if progress:
+            progress.update(min((step + 1) * _CHUNK, len(numbers)))
+
+
+def _problem(
+    examples: DetectionExamples, position: int, error: Exception
+) -> Problem:
+    reason = getattr(error, "strerror", None) or str(error)
+    return Problem(examples.name(position), reason)
+
+
+def _refuse_bad(images: list[Problem], objects: list[Problem]) -> None:
+    if images or objects:
+        raise _refusal(images, objects)
+
+
+def _refusal(images: list[Problem], objects: list[Problem]) -> ValueError:
+    """Names the first five."""
+    told = [f"{name!r}: {reason}" for name, reason in [*images, *objects]]
+    more = f"; and {len(told) - 5} more" if len(told) > 5 else ""
+    return ValueError(
+        "`source` must hold whole images and boxes of its classes within them "
+        "(or pass on_bad_annotation='skip'). Received: "
+        f"{len(images)} bad images and {len(objects)} bad objects: "
+        f"{'; '.join(told[:5])}{more}"
+    )
