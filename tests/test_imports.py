@@ -39,7 +39,7 @@ ABOVE_CORE_REQUIRES = {
         "tensorflow_model_optimization",
         "tf_keras",
     },
-    "training": {"tensorflow", "torch"},
+    "training": {"jax", "tensorflow", "torch"},
     # google: protocol buffers; tensorflow_serving and grpc: the gRPC service
     "model_server": {
         "PIL",

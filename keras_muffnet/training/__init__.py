@@ -13,6 +13,7 @@ from keras_muffnet.training.recipe import load_recipe as load_recipe
 from keras_muffnet.training.recipe import recipe_names as recipe_names
 
 if TYPE_CHECKING:
+    from keras_muffnet.training.devices import use_devices as use_devices
     from keras_muffnet.training.evaluation import Evaluation as Evaluation
     from keras_muffnet.training.evaluation import evaluate as evaluate
     from keras_muffnet.training.feeds import open_feed as open_feed
@@ -35,6 +36,7 @@ _HOMES = {
     "fit": "loop",
     "load_predictor": "predictors",
     "open_feed": "feeds",
+    "use_devices": "devices",
 }
 
 __all__ = ["Recipe", "load_recipe", "recipe_names", *_HOMES]
