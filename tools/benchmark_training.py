@@ -7,9 +7,10 @@ For each backend that is installed, in a process of its own: images a second of
 the recipe's input pipeline alone, of the training step alone on one batch that
 stays in memory, and of both together, of MuffNet and of keras.applications'
 MobileNetV2 at the same size. The measurements are interleaved, and medians of
-their repeats are taken. Of the time of both together, what the loop waits for
-input is told, and the most memory that the process has had; that of the GPU
-where the backend tells. Compiling, and the first steps, do not count.
+their repeats are taken. The share of the time of both together that a step
+alone does not take is spent waiting for input. Also told is the most memory
+that the process has had, and that of the GPU where the backend tells.
+Compiling, and the first steps, do not count.
 """
 
 import argparse
@@ -26,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from collections.abc import Iterator
 from typing import Any
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -142,32 +142,23 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     models = {f"MuffNet {recipe.alpha}": muffnet, "MobileNetV2": peer}
     for model in models.values():
         compile_as_trained(model, recipe, classes, not args.no_jit_compile)
-    batches = endless(feed)
-    fixed = next(batches)
+    steps = min(args.steps, feed.steps_per_epoch)
+    same = one_batch(feed)
     for model in models.values():
-        train(model, itertools.repeat(fixed), 3)
+        train(model, same(), 3)
 
-    def rate(run: Callable[[], Any]) -> float:
+    def rate(run: Callable[[Any, int], object], *given: Any) -> float:
         begun = time.perf_counter()
-        run()
-        return args.steps * recipe.batch_size / (time.perf_counter() - begun)
+        run(*given, steps)
+        return steps * recipe.batch_size / (time.perf_counter() - begun)
 
     rates: dict[str, list[float]] = {"input": []}
-    waits: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(args.repeats):
-        rates["input"].append(
-            rate(lambda: [ready(next(batches)) for _ in range(args.steps)])
-        )
+    for repeat in range(args.repeats):
+        rates["input"].append(rate(read, feed.epoch(repeat)))
         for name, model in models.items():
-            step = rate(
-                lambda m=model: train(m, itertools.repeat(fixed), args.steps)
-            )
-            rates.setdefault(f"{name} step", []).append(step)
-            waited = Waiting(batches)
-            both = rate(lambda m=model, w=waited: train(m, w, args.steps))
-            rates.setdefault(f"{name} both", []).append(both)
-            spent = args.steps * recipe.batch_size / both
-            waits[name].append(waited.seconds / spent)
+            for kind, batches in ("step", same()), ("both", feed.epoch(repeat)):
+                found = rates.setdefault(f"{name} {kind}", [])
+                found.append(rate(train, model, batches))
     medians = {name: statistics.median(found) for name, found in rates.items()}
     return [
         {
@@ -181,7 +172,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             "input_images_s": round(medians["input"], 1),
             "step_images_s": round(medians[f"{name} step"], 1),
             "both_images_s": round(medians[f"{name} both"], 1),
-            "waiting_share": round(statistics.median(waits[name]), 4),
+            "waiting_share": round(
+                max(0, 1 - medians[f"{name} both"] / medians[f"{name} step"]), 4
+            ),
             "input_to_step": round(
                 medians["input"] / medians[f"{name} step"], 2
             ),
@@ -190,7 +183,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             ),
             "rss_mib": round(peak_rss()),
             "gpu_mib": peak_gpu(),
-            "steps": args.steps,
+            "steps": steps,
             "repeats": args.repeats,
         }
         for name in models
@@ -214,51 +207,28 @@ def compile_as_trained(
     )
 
 
-def endless(feed: Any) -> Iterator[Any]:
-    """The batches of one epoch after the other."""
-    for epoch in itertools.count():
-        batches = feed.epoch(epoch)
-        if hasattr(batches, "__getitem__"):
-            batches = map(batches.__getitem__, range(feed.steps_per_epoch))
-        yield from batches
+def one_batch(feed: Any) -> Callable[[], Any]:
+    """Returns what gives the first batch again and again."""
+    batches = feed.epoch(0)
+    if hasattr(batches, "take"):
+        # In memory once it was read, by TensorFlow as the others are.
+        cached = batches.take(1).cache().repeat()
+        return lambda: cached
+    first = next(iter(batches))
+    return lambda: (first for _ in itertools.count())
 
 
-class Waiting:
-    """An iterator that adds up how long it was waited for.
-
-    Attributes:
-        seconds: how long so far.
-    """
-
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self.batches = batches
-        self.seconds = 0.0
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        begun = time.perf_counter()
-        batch = ready(next(self.batches))
-        self.seconds += time.perf_counter() - begun
-        return batch
+def read(batches: Any, steps: int) -> None:
+    """Reads so many batches, and waits for the last."""
+    for batch in itertools.islice(batches, steps):
+        for part in batch:
+            if hasattr(part, "block_until_ready"):
+                part.block_until_ready()
 
 
-def ready(batch: Any) -> Any:
-    """Waits for what a device may still compute of a batch."""
-    for part in batch:
-        if hasattr(part, "block_until_ready"):
-            part.block_until_ready()
-    return batch
-
-
-def train(model: Any, batches: Iterator[Any], steps: int) -> None:
+def train(model: Any, batches: Any, steps: int) -> None:
     """Does so many steps, by `model.fit`, and waits for the last."""
-
-    def given() -> Iterator[Any]:
-        yield from itertools.islice(batches, steps)
-
-    model.fit(given(), steps_per_epoch=steps, verbose=0)
+    model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
 
 
 def device() -> str:

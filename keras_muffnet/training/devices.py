@@ -6,6 +6,7 @@ the whole. All processes do the same steps; the first one alone writes files.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import re
 import socket
@@ -15,13 +16,13 @@ import time
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import keras
 import numpy as np
 
 
-class Processes(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Processes:
     """What a process of several must know to find the others.
 
     Attributes:
