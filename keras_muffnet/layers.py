@@ -156,8 +156,7 @@ class ChannelGather(keras.layers.Layer):
 
     Attributes:
         indices: weight of shape `(count,)`, int32, not trainable: the channels
-            taken, counted from 0. At first 0, 1, ... and again from 0 where
-            there are fewer channels.
+            taken, counted from 0. At first they are spread evenly.
 
     Input shape: `(batch, height, width, channels)`, or channels first, or
     `(batch, channels)`.
@@ -185,7 +184,7 @@ class ChannelGather(keras.layers.Layer):
             shape=(self.count,),
             dtype="int32",
             initializer=lambda shape, dtype: ops.cast(
-                ops.arange(shape[0]) % channels, dtype
+                ops.arange(shape[0]) * channels // shape[0], dtype
             ),
             trainable=False,
             name="indices",
@@ -240,6 +239,10 @@ class LearnedGroupConv2D(keras.layers.Conv2D):
         ValueError: if the groups do not divide the filters, or `condensation`
             not the input channels.
     """
+
+    # What Keras has there knows of its own weights alone.
+    save_own_variables = keras.layers.Layer.save_own_variables
+    load_own_variables = keras.layers.Layer.load_own_variables
 
     def __init__(
         self,
@@ -354,6 +357,10 @@ class PrunedDense(keras.layers.Dense):
 
     Input and output shape: those of `keras.layers.Dense`.
     """
+
+    # What Keras has there knows of its own weights alone.
+    save_own_variables = keras.layers.Layer.save_own_variables
+    load_own_variables = keras.layers.Layer.load_own_variables
 
     def __init__(self, units: int, condensation: int, **kwargs: Any) -> None:
         super().__init__(units, **kwargs)

@@ -263,7 +263,9 @@ def condense(model: keras.Model) -> keras.Model:
             name=layer.name,
         )
 
-    def call(layer: keras.layers.Layer, x: Any, *args: Any, **kwargs: Any):
+    def call(
+        layer: keras.layers.Layer, x: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         if layer.name in found:
             taken = len(_kept(found[layer.name]).reshape(-1))
             x = ChannelGather(taken, name=f"{layer.name}_inputs")(x)
@@ -273,6 +275,8 @@ def condense(model: keras.Model) -> keras.Model:
         model, clone_function=clone, call_function=call
     )
     for layer in model.layers:
+        if not layer.weights:
+            continue
         target = condensed.get_layer(layer.name)
         if layer.name not in found:
             target.set_weights(layer.get_weights())
