@@ -24,6 +24,10 @@ DATASETS = [
 ]
 # Images for training where there is no TensorFlow.
 ARRAYS = ["pillow>=11,<14"]
+# COCO's evaluation; images with boxes, which Pillow decodes.
+DETECTION = [*ARRAYS, "pycocotools>=2.0.11,<3"]
+# Videos for tools/detect.py.
+VIDEO = ["imageio[ffmpeg]>=2.34,<3"]
 QUANTIZATION = [
     *TENSORFLOW,
     "ai-edge-litert>=2.3,<3",
@@ -47,7 +51,7 @@ CLIENT = ["httpx>=0.28,<1", "orjson>=3.10,<4", "tenacity>=9,<10"]
 LOADTEST = [*SERVING, "locust>=2.40,<3", "matplotlib>=3.8,<4", "psutil>=6"]
 # Pictures, and the digits that the quickstart trains on.
 EXAMPLES = ["matplotlib>=3.8,<4", "scikit-learn>=1.5,<2"]
-ALL = sorted({*DATASETS, *ARRAYS, *QUANTIZATION, *SERVING, *EXAMPLES})
+ALL = sorted({*DATASETS, *DETECTION, *QUANTIZATION, *SERVING, *EXAMPLES})
 
 setup(
     name="keras-muffnet",
@@ -72,6 +76,8 @@ setup(
         "tensorflow": TENSORFLOW,
         "datasets": DATASETS,
         "arrays": ARRAYS,
+        "detection": DETECTION,
+        "video": VIDEO,
         "quantization": QUANTIZATION,
         "serving": SERVING,
         "litert-serving": LITERT_SERVING,

@@ -77,19 +77,26 @@ def plot_sharing_matrix(stages: Sequence[StageSpec], path: Path) -> None:
     _save(figure, path)
 
 
-def plot_curves(history: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Draws loss and accuracy over epochs.
+def plot_curves(
+    history: Mapping[str, Sequence[float]],
+    path: Path,
+    score: str = "accuracy",
+) -> None:
+    """Draws loss and accuracy, or another score, over epochs.
 
     Args:
         history: values by epoch, as `model.fit(...).history` has them: "loss",
-            "accuracy" and the same with "val_" before them.
+            the score and the same with "val_" before them. The score of the
+            training images may be missing.
         path: picture to write; its suffix gives the format.
+        score: name of what is drawn beside the loss.
     """
     figure, panels = _figure(10, 4, columns=2)
     epochs = np.arange(1, len(history["loss"]) + 1)
     marker = "o" if len(epochs) <= 30 else ""
-    for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
-        axes.plot(epochs, history[metric], marker=marker, label="training")
+    for axes, metric in zip(panels, ("loss", score), strict=True):
+        if metric in history:
+            axes.plot(epochs, history[metric], marker=marker, label="training")
         axes.plot(epochs, history[f"val_{metric}"], marker=marker, label="test")
         axes.set_xlabel("epoch")
         axes.set_ylabel(metric)

@@ -26,6 +26,7 @@ CORE = [
     "muffnet",
     "assembly",
     "applications",
+    "detection",
 ]
 ABOVE_CORE = [
     "baselines",
@@ -118,7 +119,7 @@ def test_import_is_silent_and_loads_no_backend(run_python, tmp_path):
         "import keras_muffnet;"
         "from keras_muffnet import SharingMatrix, StageSpec;"
         "import keras_muffnet.model_server, keras_muffnet.quantization;"
-        "import keras_muffnet.training;"
+        "import keras_muffnet.training, keras_muffnet.detection;"
         "from keras_muffnet.baselines import PEERS;"
         "assert dict(os.environ) == before;"
         f"print([m for m in {HEAVY} if m in sys.modules])"
@@ -196,6 +197,12 @@ def test_saved_models_load_once_the_package_is_imported(run_python, tmp_path):
             "matplotlib",
             "from keras_muffnet import plots; plots.plot_curves({}, '')",
             "all",
+        ),
+        (
+            "pycocotools",
+            "from keras_muffnet.detection import metrics;"
+            "metrics.coco_figures([], [], 1)",
+            "detection",
         ),
         (
             "sklearn",

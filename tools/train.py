@@ -21,11 +21,14 @@ import dataclasses
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from keras_muffnet.training import Recipe
 from keras_muffnet.training import load_recipe
 from keras_muffnet.training import recipe_names
+from keras_muffnet.training.recipe import AnyRecipe
+from keras_muffnet.training.recipe import RunRecipe
 from keras_muffnet.training.recipe import describe_recipe
 from keras_muffnet.training.recipe import setting_type
 
@@ -33,35 +36,24 @@ from keras_muffnet.training.recipe import setting_type
 def main() -> None:
     """Runs the command."""
     args = parse_args()
+    run(lambda: train(args), "train")
+
+
+def run(work: Callable[[], object], program: str) -> None:
+    """Trains, and tells in a line what went wrong."""
     try:
-        train(args)
+        work()
     except KeyboardInterrupt:
         leave(
             "\nInterrupted. The same command goes on after the last checkpoint."
         )
     except failures() as error:
-        leave(f"train: error: {error}")
+        leave(f"{program}: error: {error}")
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    summaries = "\n".join(
-        f"  {name:<20}{describe_recipe(name).splitlines()[0]}"
-        for name in recipe_names()
-    )
-    parser = argparse.ArgumentParser(
-        description=f"{__doc__}\nrecipes:\n{summaries}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument("recipe", choices=recipe_names(), metavar="RECIPE")
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=None,
-        help="folder of the run (default: runs/RECIPE)",
-    )
+    parser = make_parser(__doc__ or "", Recipe)
     devices = parser.add_argument_group("devices")
     devices.add_argument(
         "--devices",
@@ -93,15 +85,42 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="start so many on this machine, to try the above on its CPU",
     )
-    settings = parser.add_argument_group("settings, in place of the recipe's")
-    for field in dataclasses.fields(Recipe):
-        add_setting(settings, field)
     return parser.parse_args()
 
 
-def add_setting(group: Any, field: dataclasses.Field) -> None:
+def make_parser(
+    description: str, kind: type[RunRecipe]
+) -> argparse.ArgumentParser:
+    """Returns what reads the settings of recipes of a kind."""
+    names = recipe_names(kind)
+    summaries = "\n".join(
+        f"  {name:<20}{describe_recipe(name, kind).splitlines()[0]}"
+        for name in names
+    )
+    parser = argparse.ArgumentParser(
+        description=f"{description}\nrecipes:\n{summaries}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", choices=names, metavar="RECIPE")
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=None,
+        help="folder of the run (default: runs/RECIPE)",
+    )
+    settings = parser.add_argument_group("settings, in place of the recipe's")
+    for field in dataclasses.fields(kind):
+        add_setting(settings, field, kind)
+    return parser
+
+
+def add_setting(
+    group: Any, field: dataclasses.Field, recipe: type[RunRecipe]
+) -> None:
     """Adds the flag of a recipe's setting."""
-    kind, optional = setting_type(field.name)
+    kind, optional = setting_type(recipe, field.name)
     flag = f"--{field.name.replace('_', '-')}"
     told = field.metadata["help"].replace("%", "%%")
     if kind is bool:
@@ -117,11 +136,11 @@ def add_setting(group: Any, field: dataclasses.Field) -> None:
     group.add_argument(flag, type=parsed, help=told, metavar=kind.__name__)
 
 
-def overridden(args: argparse.Namespace) -> Recipe:
+def overridden(args: argparse.Namespace, kind: type[AnyRecipe]) -> AnyRecipe:
     """Returns the recipe with what the command line says in its place."""
-    names = {field.name for field in dataclasses.fields(Recipe)}
+    names = {field.name for field in dataclasses.fields(kind)}
     given = {name: v for name, v in vars(args).items() if name in names}
-    return dataclasses.replace(load_recipe(args.recipe), **given)
+    return dataclasses.replace(load_recipe(args.recipe, kind), **given)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -132,7 +151,7 @@ def train(args: argparse.Namespace) -> None:
     from keras_muffnet.training import fit
     from keras_muffnet.training import open_feed
 
-    recipe = overridden(args)
+    recipe = overridden(args, Recipe)
     if args.local_processes is not None and args.coordinator is None:
         command = [sys.executable, *sys.argv]
         raise SystemExit(devices.run_here(command, args.local_processes))

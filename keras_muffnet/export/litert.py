@@ -1,14 +1,18 @@
-"""Float LiteRT files, and such files in TF Serving's layout."""
+"""LiteRT files, and such files in TF Serving's layout."""
 
+import functools
 import os
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from keras_muffnet.detection.ssd import is_detector
 from keras_muffnet.export.checks import image_shape
+from keras_muffnet.export.detection import finding
 from keras_muffnet.files import write_version
 from keras_muffnet.files import written_aside
 from keras_muffnet.litert import read_operations
@@ -21,13 +25,23 @@ _FILE = "model.tflite"
 
 
 def export_litert(
-    model: keras.Model, path: str | os.PathLike[str]
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    quantized: Any = None,
 ) -> pathlib.Path:
-    """Writes a model as a float32 LiteRT file with a static batch of 1.
+    """Writes a model as a LiteRT file with a static batch of 1.
+
+    The file is float32; that of a detector finds the boxes itself, with what
+    `export_saved_model` tells of as outputs of its one signature.
 
     Args:
         model: a Keras model with one image input of static size.
         path: the `.tflite` file to write.
+        quantized: for a detector of int8, what `quantization.quantize_aware`
+            made of `detection.two_outputs(model)`, with the same images,
+            trained or not. Input and outputs stay float32, and so do the few
+            operations behind the network. For classifiers see
+            `quantization.convert`.
 
     Returns:
         `path`.
@@ -44,16 +58,29 @@ def export_litert(
             "`model` must have a static input size to be a LiteRT file. "
             f"Received a model with input shape {model.input_shape}"
         )
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        lambda images: model(images, training=False),
-        [tf.TensorSpec((1, *shape), tf.float32, name="images")],
-    )
+    if is_detector(model):
+        serve = finding(model, quantized)
+    elif quantized is None:
+        serve = functools.partial(model, training=False)
+    else:
+        raise ValueError(
+            "`quantized` must be None for a model that is no detector. "
+            f"Received: model={model!r}"
+        )
+    images = tf.TensorSpec((1, *shape), tf.float32, name="images")
+    signature = tf.function(
+        lambda images: serve(images), input_signature=[images], autograph=False
+    ).get_concrete_function()
+    # The variables alone: of a model with hundreds of layers TensorFlow would
+    # write down each of them.
+    module = tf.Module()
+    module.used = signature.variables
     with tempfile.TemporaryDirectory() as folder:
-        archive.write_out(folder, verbose=False)
+        tf.saved_model.save(module, folder, signatures=signature)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if quantized is not None:
+            # Without it the converter leaves float operations.
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
         content = converter.convert()
     unfrozen = _UNFROZEN & {op.name for op in read_operations(content)}
     if unfrozen:

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_muffnet.detection.ssd import is_detector
 from keras_muffnet.export.checks import image_shape
 
 _PACKAGES = ("keras", "tensorflow")
+# What a detector answers.
+_OBJECTS = """\
+`boxes`, `(y_min, x_min, y_max, x_max)` as shares of height and width,
+  `scores`, `classes`, `num_detections`"""
 _BYTES = """\
 * `serving_bytes`: `image_bytes`, encoded images, strings `(batch,)`, to
   {outputs}.
@@ -43,7 +48,11 @@ def model_card(
     classes, outputs = "not named", "`predictions`"
     if labels is not None:
         classes = f"{len(labels)}: {labels[0]} to {labels[-1]}"
-        outputs = "`predictions`, and the best `classes` with their `scores`"
+    if is_detector(model):
+        outputs = _OBJECTS + (", `labels`" if labels else "")
+    default = outputs
+    if labels is not None and not is_detector(model):
+        outputs += ", and the best `classes` with their `scores`"
     facts = {
         "network": f"{model.name}, {len(model.layers)} layers",
         "parameters": f"{model.count_params():,}, {trainable:,} trainable",
@@ -65,7 +74,7 @@ def model_card(
 Signatures, all for TF Serving's predict:
 
 * `serving_default`: `images`, float32 `(batch, height, width, channels)`, to
-  `predictions`.
+  {default}.
 {encoded}
 `assets.extra/config.json` is the network's configuration, which
 `keras.models.model_from_json` reads.

@@ -12,18 +12,20 @@ from tensorflow.core.framework.tensor_pb2 import TensorProto
 
 from keras_muffnet.applications import preprocess_input
 from keras_muffnet.applications import scales_pixels
+from keras_muffnet.detection.ssd import is_detector
 from keras_muffnet.export.checks import image_shape
 from keras_muffnet.export.decoding import MAX_PIXELS
 from keras_muffnet.export.decoding import decode_images
+from keras_muffnet.export.detection import Serve
+from keras_muffnet.export.detection import Tensors
+from keras_muffnet.export.detection import finding
+from keras_muffnet.export.detection import naming_found
 from keras_muffnet.export.model_card import model_card
 from keras_muffnet.export.warm_up import write_warm_up
 from keras_muffnet.federation import positive_integer
 from keras_muffnet.files import write_version
 from keras_muffnet.graph import trace
 from keras_muffnet.litert_metadata import check_labels
-
-Tensors = dict[str, tf.Tensor]
-Serve = Callable[[tf.Tensor], Tensors]
 
 # Layers that give on what they get, in another shape at most.
 _PASSING = (
@@ -61,6 +63,15 @@ def export_saved_model(
       answers if its last layer has no activation. Only for models with a
       static input size and 1 or 3 channels.
 
+    A detector, as `keras_muffnet.detection.SSD` builds it, gives instead of
+    `predictions` the objects found, best first, k = 100 for each image:
+    `boxes`, float32 `(batch, k, 4)`, `(y_min, x_min, y_max, x_max)` as shares
+    of the image's height and width; `scores`, float32 `(batch, k)`; `classes`,
+    int32 `(batch, k)`; `num_detections`, int32 `(batch,)`, behind which the
+    others are padding of 0, 0 and -1; and where `labels` are given, under
+    `labels`, the classes' names, strings `(batch, k)`. Both signatures give
+    all of these.
+
     Beside it the folder holds a model card, `README.md`, the labels,
     `assets/labels.txt`, the model's configuration, `assets.extra/config.json`,
     and requests that TF Serving warms it up with.
@@ -69,7 +80,8 @@ def export_saved_model(
         model: a Keras model with one image input and one output.
         base_path: folder of the versions; it may not exist yet. Its name
             stands for the model's in the model card.
-        labels: names of the classes, as many as the output's last axis.
+        labels: names of the classes, as many as the output's last axis, or
+            as the detector was built for.
         top_k: how many of the classes `serving_bytes` names; all, if there are
             fewer.
         preprocess: scales float32 pixels in [0, 255], `(batch, height, width,
@@ -96,27 +108,33 @@ def export_saved_model(
     if preprocess is None:
         preprocess, scaling = _default_preprocess(model)
     base_path = pathlib.Path(base_path)
+    detects = is_detector(model)
+    answer = finding(model) if detects else _predicting(model)
 
     images = tf.TensorSpec((None, *shape), tf.float32, name="images")
 
     # A function of its own, so that the model is traced and written once.
     @tf.function(input_signature=[images], autograph=False)
     def predict(images: tf.Tensor) -> Tensors:
-        answer = model(images, training=False)
-        return {"predictions": tf.cast(answer, tf.float32)}
+        return answer(images)
 
     def write(folder: pathlib.Path) -> None:
         archive = keras.export.ExportArchive()
         archive.track(model)
-        archive.add_endpoint("serving_default", predict, [images])
         with tempfile.TemporaryDirectory() as scratch:
+            table = None
+            if labels is not None:
+                table = _class_names(labels, pathlib.Path(scratch))
+                archive.track(table)
+            default = predict
+            if detects and table is not None:
+                default = naming_found(predict, table)
+            archive.add_endpoint("serving_default", default, [images])
             if encoded_shape is not None:
                 serve = _taking_bytes(
-                    predict, preprocess, encoded_shape, max_pixels
+                    default, preprocess, encoded_shape, max_pixels
                 )
-                if labels is not None:
-                    table = _class_names(labels, pathlib.Path(scratch))
-                    archive.track(table)
+                if not detects and table is not None:
                     serve = _naming(serve, model, table, top_k)
                 encoded = tf.TensorSpec((None,), tf.string, name="image_bytes")
                 archive.add_endpoint("serving_bytes", serve, [encoded])
@@ -132,6 +150,14 @@ def export_saved_model(
         )
 
     return write_version(base_path, write)
+
+
+def _predicting(model: keras.Model) -> Serve:
+    def predict(images: tf.Tensor) -> Tensors:
+        answer = model(images, training=False)
+        return {"predictions": tf.cast(answer, tf.float32)}
+
+    return predict
 
 
 def _encoded_shape(
@@ -162,6 +188,9 @@ def _check_classes(
             "size and 1 or 3 channels, which takes no encoded images. "
             f"Received a model with input shape {model.input_shape}"
         )
+    if is_detector(model):
+        check_labels(labels, model.output_shape[-1] - 5)
+        return
     if len(model.output_shape) != 2:
         raise ValueError(
             "`labels` must be left out for a model that is no classifier, "

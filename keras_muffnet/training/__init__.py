@@ -8,11 +8,20 @@ import importlib
 from typing import TYPE_CHECKING
 from typing import Any
 
+from keras_muffnet.training.recipe import DetectionRecipe as DetectionRecipe
 from keras_muffnet.training.recipe import Recipe as Recipe
 from keras_muffnet.training.recipe import load_recipe as load_recipe
 from keras_muffnet.training.recipe import recipe_names as recipe_names
 
 if TYPE_CHECKING:
+    from keras_muffnet.training.detection import Detection as Detection
+    from keras_muffnet.training.detection import (
+        build_detector as build_detector,
+    )
+    from keras_muffnet.training.detection import (
+        open_detection_feed as open_detection_feed,
+    )
+    from keras_muffnet.training.detectors import load_detector as load_detector
     from keras_muffnet.training.devices import use_devices as use_devices
     from keras_muffnet.training.evaluation import Evaluation as Evaluation
     from keras_muffnet.training.evaluation import evaluate as evaluate
@@ -28,18 +37,22 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "Detection": "detection",
     "DivergedError": "loop",
     "Evaluation": "evaluation",
+    "build_detector": "detection",
     "build_network": "network",
     "configure_keras": "network",
     "evaluate": "evaluation",
     "fit": "loop",
+    "load_detector": "detectors",
     "load_predictor": "predictors",
+    "open_detection_feed": "detection",
     "open_feed": "feeds",
     "use_devices": "devices",
 }
 
-__all__ = ["Recipe", "load_recipe", "recipe_names", *_HOMES]
+__all__ = ["DetectionRecipe", "Recipe", "load_recipe", "recipe_names", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

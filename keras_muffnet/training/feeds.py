@@ -8,8 +8,8 @@ from keras_muffnet.data import PLAIN
 from keras_muffnet.data import make_feed
 from keras_muffnet.data import open_source
 from keras_muffnet.training import devices
-from keras_muffnet.training.loop import Feed
 from keras_muffnet.training.recipe import Recipe
+from keras_muffnet.training.tasks import Feed
 
 _AUGMENTATIONS = {
     "plain": PLAIN,

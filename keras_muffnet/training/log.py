@@ -19,10 +19,12 @@ class Log:
 
     Args:
         folder: of the run.
+        score: name of what the curves show beside the loss.
     """
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, score: str) -> None:
         self.folder = folder
+        self.score = score
         self._events: pathlib.Path | None = None
         self._draws = True
 
@@ -51,7 +53,7 @@ class Log:
     def _draw(self, rows: Sequence[Row]) -> None:
         history = {name: [row[name] for row in rows] for name in rows[0]}
         try:
-            plot_curves(history, self.folder / "curves.png")
+            plot_curves(history, self.folder / "curves.png", self.score)
         except ImportError as error:
             # Machines for training often lack it, and can train all the same.
             print(f"No picture of the curves. {error}")

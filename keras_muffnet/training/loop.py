@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
-from typing import NamedTuple
-from typing import Protocol
 
 import keras
 import numpy as np
@@ -27,64 +25,36 @@ from keras_muffnet.training.checkpoints import Checkpoint
 from keras_muffnet.training.checkpoints import Checkpoints
 from keras_muffnet.training.log import Log
 from keras_muffnet.training.network import deployable
-from keras_muffnet.training.network import gives_logits
-from keras_muffnet.training.network import train_classifier_only
-from keras_muffnet.training.network import train_from
-from keras_muffnet.training.objectives import accuracies
-from keras_muffnet.training.objectives import cross_entropy
 from keras_muffnet.training.optimizer import SGD
 from keras_muffnet.training.optimizer import make_optimizer
 from keras_muffnet.training.recipe import Recipe
+from keras_muffnet.training.recipe import RunRecipe
 from keras_muffnet.training.schedules import make_schedule
+from keras_muffnet.training.tasks import Classification
+from keras_muffnet.training.tasks import Feed
+from keras_muffnet.training.tasks import Phase
+from keras_muffnet.training.tasks import Row
+from keras_muffnet.training.tasks import Task
 
 CONFIGURATION = "configuration.json"
 RESULT = "result.json"
 BEST = "best.keras"
 LAST = "last.keras"
-# A run is stopped at so many times the loss of a network that gives each class
-# the same probability.
-DIVERGED = 10
 # What may change when a run goes on, since no weight depends on it.
 _HANDLING = ("checkpoint_steps", "checkpoints_kept", "devices")
-
-Row = dict[str, float]
 
 
 class DivergedError(RuntimeError):
     """The loss became NaN or infinite, or many times that of guessing."""
 
 
-class Feed(Protocol):
-    """Images and labels; see `keras_muffnet.data.make_feed`.
-
-    Attributes:
-        class_names: a name for each class.
-        train_size: number of training images.
-        test_size: number of test images.
-        steps_per_epoch: batches of an epoch.
-    """
-
-    class_names: tuple[str, ...]
-    train_size: int
-    test_size: int
-    steps_per_epoch: int
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Any:
-        """Batches of an epoch from a step on, as `model.fit` takes them."""
-
-    def report(self) -> str:
-        """How many images there are, and were skipped, in a line."""
-
-    def evaluation(self) -> Any:
-        """Batches of all test images, once, as `model.evaluate` takes them."""
-
-
 def fit(
     model: keras.Model,
-    recipe: Recipe,
+    recipe: RunRecipe,
     feed: Feed,
     output: str | os.PathLike[str],
     verbose: int | str = "auto",
+    task: Task | None = None,
 ) -> dict[str, Any]:
     """Trains a model, or goes on with a run that was interrupted.
 
@@ -95,29 +65,31 @@ def fit(
 
     In the folder lie, during the run: `configuration.json`; `checkpoints/`;
     `log.csv`, TensorBoard's events and `curves.png`; `best.keras`, of the
-    epoch of the highest test accuracy. After it: `last.keras`, and
-    `result.json` with the figures of both. Both models are float32 and give
-    probabilities. With a moving average of the weights, it is the average
-    that is evaluated and saved.
+    epoch of the highest test accuracy, or what the task has in its place.
+    After it: `last.keras`, and `result.json` with the figures of both. Both
+    models are float32, and classifiers give probabilities. With a moving
+    average of the weights, it is the average that is evaluated and saved.
 
     Where `use_devices` was called before, batches are shared out among the
     devices; `feed` must give this process its rows, and filled test batches.
     Of several processes all call this, and the first one alone uses `output`.
 
     Args:
-        model: a functional Keras model, built and not compiled, which ends in
-            a layer of logits or of probabilities. It is trained in place, and
-            has the last weights in the end.
+        model: a functional Keras model, built and not compiled; a classifier
+            ends in a layer of logits or of probabilities. It is trained in
+            place, and has the last weights in the end.
         recipe: the settings; those of data and network are taken as done.
         feed: the images.
         output: folder of the run; it may not exist yet.
         verbose: 1 for a progress bar, 2 for a line an epoch, 0 for nothing;
             "auto" is 1 on a terminal and 2 elsewhere.
+        task: what is trained for: loss, figures, layers. By default
+            classification.
 
     Returns:
-        What `result.json` holds: for "best" and "last" the `epoch`, and of the
-        test images `loss` (cross-entropy, without smoothing), `accuracy` and
-        `top5_accuracy`.
+        What `result.json` holds: for "best" and "last" the `epoch`, and the
+        task's figures of the test images. Those of classification are `loss`
+        (cross-entropy, without smoothing), `accuracy` and `top5_accuracy`.
 
     Raises:
         DivergedError: naming step and learning rate.
@@ -126,46 +98,32 @@ def fit(
             compile for several devices of TensorFlow.
         OSError: if a file cannot be written. The checkpoints before stay.
     """
-    run = _Run(model, recipe, feed, pathlib.Path(output), verbose)
+    if task is None:
+        if not isinstance(recipe, Recipe):
+            raise ValueError(
+                "`task` must be given for a recipe that is not of a "
+                f"classifier. Received: task=None, recipe={recipe!r}"
+            )
+        task = Classification(recipe, feed)
+    run = _Run(model, recipe, feed, pathlib.Path(output), verbose, task)
     run.train()
     return run.close()
-
-
-class _Phase(NamedTuple):
-    """Epochs with one optimizer, which trains one set of layers."""
-
-    begin: int
-    end: int
-    learning_rate: float
-    choose_layers: Callable[[keras.Model], None]
-
-
-def _phases(recipe: Recipe) -> Iterator[_Phase]:
-    frozen, rate = recipe.freeze_epochs, recipe.learning_rate
-    if frozen:
-        yield _Phase(0, frozen, rate, train_classifier_only)
-        if recipe.unfrozen_learning_rate is not None:
-            rate = recipe.unfrozen_learning_rate
-    yield _Phase(
-        frozen,
-        recipe.epochs,
-        rate,
-        lambda model: train_from(model, recipe.unfreeze_from),
-    )
 
 
 class _Run:
     def __init__(
         self,
         model: keras.Model,
-        recipe: Recipe,
+        recipe: RunRecipe,
         feed: Feed,
         output: pathlib.Path,
         verbose: int | str,
+        task: Task,
     ) -> None:
         self.model = model
         self.recipe = recipe
         self.feed = feed
+        self.task = task
         self.output = output
         self.first = devices.is_first()
         if verbose == "auto":
@@ -174,7 +132,7 @@ class _Run:
         self.checkpoints = Checkpoints(
             output / "checkpoints", recipe.checkpoints_kept
         )
-        self.log = Log(output)
+        self.log = Log(output, task.score)
         self._jit_compile = devices.jit_compile(recipe.jit_compile)
         self.rows: list[Row] = []
         # Now, since Keras would copy what the model is compiled with.
@@ -187,7 +145,7 @@ class _Run:
         """Trains all epochs that are not done yet."""
         saved = self._load()
         epoch, step = (saved.epoch, saved.step) if saved else (0, 0)
-        for phase in _phases(self.recipe):
+        for phase in self.task.phases():
             if (phase.end, 0) < (epoch, step):
                 continue
             schedule = self._compile(phase)
@@ -208,11 +166,10 @@ class _Run:
         # After the saving: its loss is no part of a saved model.
         self.deployed.compile(
             optimizer=None,
-            loss=cross_entropy(0.0, gives_logits(self.deployed)),
-            weighted_metrics=accuracies(len(self.feed.class_names)),
+            **self.task.objectives(self.deployed, training=False),
             jit_compile=self._jit_compile,
         )
-        best = max(self.rows, key=lambda row: row["val_accuracy"])
+        best = max(self.rows, key=self._score)
         result = {}
         for name, file, row in (
             ("best", BEST, best),
@@ -220,7 +177,7 @@ class _Run:
         ):
             with devices.file_from_first(self.output / file) as path:
                 self.deployed.load_weights(path)
-            tested = self._evaluate(self.deployed)
+            tested = self.task.evaluate(self.deployed)
             result[name] = {"epoch": row["epoch"], **tested}
         if self.first:
             _write_json(self.output / RESULT, result)
@@ -232,7 +189,7 @@ class _Run:
         After its checkpoint: an epoch that is lost and done again may end with
         other weights.
         """
-        best = max(self.rows, key=lambda row: row["val_accuracy"])
+        best = max(self.rows, key=self._score)
         if best is self.rows[-1]:
             with _averaged(self.model):
                 self._save_model(BEST)
@@ -288,7 +245,7 @@ class _Run:
             },
         }
 
-    def _compile(self, phase: _Phase) -> LearningRateSchedule:
+    def _compile(self, phase: Phase) -> LearningRateSchedule:
         phase.choose_layers(self.model)
         recipe, steps = self.recipe, self.feed.steps_per_epoch
         schedule = make_schedule(
@@ -302,10 +259,7 @@ class _Run:
         )
         self.model.compile(
             optimizer=make_optimizer(recipe, schedule),
-            loss=cross_entropy(
-                recipe.label_smoothing, gives_logits(self.model)
-            ),
-            weighted_metrics=accuracies(len(self.feed.class_names)),
+            **self.task.objectives(self.model, training=True),
             jit_compile=self._jit_compile,
             steps_per_execution=recipe.steps_per_execution,
         )
@@ -316,7 +270,7 @@ class _Run:
         self,
         epoch: int,
         start: int,
-        phase: _Phase,
+        phase: Phase,
         schedule: LearningRateSchedule,
     ) -> None:
         steps = self.feed.steps_per_epoch
@@ -333,7 +287,7 @@ class _Run:
                     lambda batch: float(
                         schedule(first + batch - phase.begin * steps)
                     ),
-                    DIVERGED * math.log(max(2, len(self.feed.class_names))),
+                    self.task.diverged,
                 ),
                 _Saver(self, epoch, start),
                 _StopAfterEpoch(),
@@ -349,7 +303,7 @@ class _Run:
         }
         self.before = {}
         with _averaged(self.model):
-            tested = self._evaluate(self.model)
+            tested = self.task.evaluate(self.model)
             row |= {f"val_{name}": value for name, value in tested.items()}
             if not math.isfinite(row["val_loss"]):
                 raise DivergedError(
@@ -361,11 +315,9 @@ class _Run:
             self.log.write(self.rows)
         self.save(epoch + 1, 0)
         self._save_if_best()
-        best = max(r["val_accuracy"] for r in self.rows)
         self._say(
-            f"Test accuracy {row['val_accuracy']:.2%}, top 5 "
-            f"{row['val_top5_accuracy']:.2%} "
-            f"(best so far {best:.2%})"
+            f"Test: {self.task.told(tested)} "
+            f"(best so far {max(map(self._score, self.rows)):.2%})"
         )
 
     def save_within(self, epoch: int, start: int, step: int) -> None:
@@ -397,11 +349,8 @@ class _Run:
             for name, mean in means.items()
         }
 
-    def _evaluate(self, model: keras.Model) -> Row:
-        # Keras would show the progress of each epoch's evaluation.
-        return model.evaluate(
-            self.feed.evaluation(), return_dict=True, verbose=0
-        )
+    def _score(self, row: Row) -> float:
+        return row[f"val_{self.task.score}"]
 
     def _say(self, text: str) -> None:
         if self.verbose:

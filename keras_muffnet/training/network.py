@@ -1,17 +1,19 @@
 """The network of a recipe, what of it is trained, and what is saved of it."""
 
 import os
+from collections.abc import Callable
 
 import keras
 
 from keras_muffnet.applications import MuffNet
 from keras_muffnet.published import published_weights
 from keras_muffnet.training.recipe import Recipe
+from keras_muffnet.training.recipe import RunRecipe
 
 CLASSIFIER = "predictions"
 
 
-def configure_keras(recipe: Recipe) -> None:
+def configure_keras(recipe: RunRecipe) -> None:
     """Sets Keras to a recipe's seed, data format, precision, determinism.
 
     These are settings of the whole process, to be made before the network is
@@ -99,10 +101,28 @@ def load_weights(model: keras.Model, recipe: Recipe) -> None:
     else:
         model.load_weights(path)
         return
-    _copy_weights(source, model, path)
+    copy_weights(source, model, path, lambda name: name == CLASSIFIER)
 
 
-def _copy_weights(source: keras.Model, model: keras.Model, path: str) -> None:
+def copy_weights(
+    source: keras.Model,
+    model: keras.Model,
+    path: str,
+    may_differ: Callable[[str], bool],
+) -> None:
+    """Copies weights between layers of the same name.
+
+    Args:
+        source: the model that has them.
+        model: the model that is to have them.
+        path: where the source is from, for errors.
+        may_differ: tells of a layer's name whether the layer may be missing
+            from either model, or be of another shape; it is then left as it is.
+
+    Raises:
+        ValueError: naming the layer, if another one is missing or of another
+            shape.
+    """
     theirs = {layer.name: layer for layer in source.layers if layer.weights}
     for layer in model.layers:
         if not layer.weights:
@@ -112,16 +132,17 @@ def _copy_weights(source: keras.Model, model: keras.Model, path: str) -> None:
         other = [tuple(w.shape) for w in found.weights] if found else None
         if shapes == other:
             layer.set_weights(found.get_weights())
-        elif layer.name != CLASSIFIER:
+        elif not may_differ(layer.name):
             raise ValueError(
                 "`weights` must be of the recipe's network. Layer "
                 f"{layer.name!r} has weights of {shapes}; in {path!r} "
                 f"{other or 'there is none of that name'}"
             )
-    if theirs:
+    left = sorted(name for name in theirs if not may_differ(name))
+    if left:
         raise ValueError(
             "`weights` must be of the recipe's network, which has no layers "
-            f"{', '.join(sorted(theirs)[:5])}. Received: weights={path!r}"
+            f"{', '.join(left[:5])}. Received: weights={path!r}"
         )
 
 

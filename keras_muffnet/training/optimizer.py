@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_muffnet.training.recipe import Recipe
+from keras_muffnet.training.recipe import RunRecipe
 
 
 @keras.saving.register_keras_serializable("keras_muffnet")
@@ -79,7 +79,7 @@ class SGD(keras.optimizers.SGD):
         return {**config, "l2": self.l2, "decay_all": self.decay_all}
 
 
-def make_optimizer(recipe: Recipe, schedule: Any) -> SGD:
+def make_optimizer(recipe: RunRecipe, schedule: Any) -> SGD:
     """Returns the optimizer that a recipe asks for.
 
     Args:

@@ -59,7 +59,7 @@ def load_predictor(
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        return _saved_model(path, normalization or _DEFAULT)
+        return _saved_model(latest_version(path), normalization or _DEFAULT)
     if not path.is_file():
         raise ValueError(
             "`path` must be an existing file or folder. "
@@ -109,17 +109,26 @@ def _keras(
     return Predictor(size, predict)
 
 
+def latest_version(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the folder of a SavedModel, or of the latest of its versions.
+
+    Raises:
+        ValueError: if it is none and has none.
+    """
+    if (folder / "saved_model.pb").exists():
+        return folder
+    versions = [p for p in folder.iterdir() if p.name.isdecimal()]
+    if not versions:
+        raise ValueError(
+            "`path` must hold saved_model.pb, or versions of a SavedModel "
+            f"in folders named 1, 2, ... Received: path={str(folder)!r}"
+        )
+    return max(versions, key=lambda p: int(p.name))
+
+
 def _saved_model(
     folder: pathlib.Path, normalization: Normalization
 ) -> Predictor:
-    if not (folder / "saved_model.pb").exists():
-        versions = [p for p in folder.iterdir() if p.name.isdecimal()]
-        if not versions:
-            raise ValueError(
-                "`path` must hold saved_model.pb, or versions of a SavedModel "
-                f"in folders named 1, 2, ... Received: path={str(folder)!r}"
-            )
-        folder = max(versions, key=lambda p: int(p.name))
     tf = load_optional("tensorflow", "tensorflow")
     loaded = tf.saved_model.load(str(folder))
     signature = loaded.signatures["serving_default"]

@@ -8,11 +8,13 @@ import types
 import typing
 from typing import Any
 
-SCHEDULES = ("cosine", "one_cycle")
+SCHEDULES = ("cosine", "one_cycle", "steps")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 AUGMENTATIONS = ("plain", "cifar", "imagenet")
 ON_BAD_IMAGE = ("raise", "skip")
 DATA_FORMATS = ("channels_last", "channels_first")
+
+AnyRecipe = typing.TypeVar("AnyRecipe", bound="RunRecipe")
 
 
 def _setting(told: str, default: Any = dataclasses.MISSING) -> Any:
@@ -20,61 +22,36 @@ def _setting(told: str, default: Any = dataclasses.MISSING) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All settings of a training run but its folder.
+class RunRecipe:
+    """Settings of any training run: what the recipes of all tasks share.
 
-    Each setting is told where it stands; `python tools/train.py --help` prints
-    the same. `dataclasses.replace` makes a recipe with other settings.
+    Each setting is told where it stands. `dataclasses.replace` makes a recipe
+    with other settings.
 
     Raises:
         ValueError: if a setting is not as told.
     """
 
     data: str | None = _setting(
-        "images: see `keras_muffnet.data.open_source`",
+        "images: see `keras_muffnet.data.open_source`, and for detectors "
+        "`open_detection_source`",
         None,
     )
     size: int = _setting("height and width of an image in pixels")
     alpha: float = _setting("width multiplier of MuffNet", 1.0)
-    stem: str = _setting("first layers: see MuffNet", "auto")
     weights: str | None = _setting(
-        "weights to start from: a .keras file, whose classifier is left out "
-        "if it has other classes; a .weights.h5 file of the same network; or "
-        "the name of published ones",
+        "weights to start from: a .keras file, whose last layers are left out "
+        "if they are of other classes; a .weights.h5 file of the same "
+        "network; or the name of published ones",
         None,
-    )
-    freeze_epochs: int = _setting(
-        "epochs in which only the classifier is trained", 0
-    )
-    unfreeze_from: str | None = _setting(
-        "after those epochs, train from the first layer on whose name starts "
-        "so, for instance 'stage3'; none trains all layers",
-        None,
-    )
-    augmentation: str = _setting(
-        "how training images are varied: one of " + ", ".join(AUGMENTATIONS),
-        "plain",
-    )
-    rand_augment: float | None = _setting(
-        "strength in [0, 1] of two random operations of RandAugment", None
-    )
-    erasing: float = _setting("chance that a rectangle is erased", 0.0)
-    mixup: float = _setting("alpha of mixup; 0: none", 0.0)
-    cutmix: float = _setting("alpha of cutmix; 0: none", 0.0)
-    on_bad_image: str = _setting(
-        "what to do with files that are no whole images: one of "
-        + ", ".join(ON_BAD_IMAGE),
-        "raise",
     )
     batch_size: int = _setting("images in a step")
     epochs: int = _setting("passes over the training images")
     learning_rate: float = _setting("the highest that the schedule reaches")
-    unfrozen_learning_rate: float | None = _setting(
-        "the same after freeze_epochs; none keeps learning_rate", None
-    )
     schedule: str = _setting(
         "'cosine' falls to zero as half a cosine, 'one_cycle' in a straight "
-        "line",
+        "line; 'steps' falls to a tenth after 2/3 of the steps, and again "
+        "after 5/6",
         "cosine",
     )
     warm_up_epochs: float = _setting(
@@ -86,9 +63,6 @@ class Recipe:
     weight_decay: float = _setting("factor of the weights in the gradient", 0.0)
     decay_all: bool = _setting(
         "decay biases and batch normalisation too, not kernels alone", False
-    )
-    label_smoothing: float = _setting(
-        "share of the label that is spread over all classes", 0.0
     )
     ema: float | None = _setting(
         "what a moving average of the weights keeps of itself in a step, such "
@@ -115,18 +89,74 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            kind, optional = setting_type(field.name)
+            kind, optional = setting_type(type(self), field.name)
             if value is None and optional:
                 continue
             _check_type(field.name, value, kind)
             if field.name in _LIMITS:
                 _check_limits(field.name, value)
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
+            choices = _CHOICES.get(field.name)
+            if choices is not None and value not in choices:
                 raise ValueError(
-                    f"`{name}` must be one of {', '.join(choices)}. "
-                    f"Received: {name}={getattr(self, name)!r}"
+                    f"`{field.name}` must be one of {', '.join(choices)}. "
+                    f"Received: {field.name}={value!r}"
                 )
+        if 0 < self.schedule_epochs <= self.warm_up_epochs:
+            raise ValueError(
+                "`warm_up_epochs` must be less than the epochs of the "
+                f"schedule, {self.schedule_epochs}. "
+                f"Received: warm_up_epochs={self.warm_up_epochs}"
+            )
+
+    @property
+    def schedule_epochs(self) -> int:
+        """Epochs in which the learning rate follows the schedule."""
+        return self.epochs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(RunRecipe):
+    """All settings of a classifier's training run but its folder.
+
+    `python tools/train.py --help` prints them.
+
+    Raises:
+        ValueError: if a setting is not as told.
+    """
+
+    stem: str = _setting("first layers: see MuffNet", "auto")
+    freeze_epochs: int = _setting(
+        "epochs in which only the classifier is trained", 0
+    )
+    unfreeze_from: str | None = _setting(
+        "after those epochs, train from the first layer on whose name starts "
+        "so, for instance 'stage3'; none trains all layers",
+        None,
+    )
+    unfrozen_learning_rate: float | None = _setting(
+        "the same after freeze_epochs; none keeps learning_rate", None
+    )
+    augmentation: str = _setting(
+        "how training images are varied: one of " + ", ".join(AUGMENTATIONS),
+        "plain",
+    )
+    rand_augment: float | None = _setting(
+        "strength in [0, 1] of two random operations of RandAugment", None
+    )
+    erasing: float = _setting("chance that a rectangle is erased", 0.0)
+    mixup: float = _setting("alpha of mixup; 0: none", 0.0)
+    cutmix: float = _setting("alpha of cutmix; 0: none", 0.0)
+    on_bad_image: str = _setting(
+        "what to do with files that are no whole images: one of "
+        + ", ".join(ON_BAD_IMAGE),
+        "raise",
+    )
+    label_smoothing: float = _setting(
+        "share of the label that is spread over all classes", 0.0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.freeze_epochs > 0 and self.weights is None:
             raise ValueError(
                 "`weights` must be given where `freeze_epochs` is not 0: "
@@ -138,12 +168,44 @@ class Recipe:
                 "`freeze_epochs` must be less than `epochs`, "
                 f"{self.epochs}. Received: freeze_epochs={self.freeze_epochs}"
             )
-        if self.warm_up_epochs >= self.epochs - self.freeze_epochs:
-            raise ValueError(
-                "`warm_up_epochs` must be less than the epochs of the "
-                f"schedule, {self.epochs - self.freeze_epochs}. "
-                f"Received: warm_up_epochs={self.warm_up_epochs}"
-            )
+
+    @property
+    def schedule_epochs(self) -> int:
+        """Epochs after those in which only the classifier is trained."""
+        return self.epochs - self.freeze_epochs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectionRecipe(RunRecipe):
+    """All settings of a detector's training run but its folder.
+
+    `python tools/train_detector.py --help` prints them.
+
+    Raises:
+        ValueError: if a setting is not as told.
+    """
+
+    backbone: str = _setting(
+        "'muffnet', or the name of a network of keras.applications, such as "
+        "'MobileNet'",
+        "muffnet",
+    )
+    extra_width: float = _setting(
+        "width multiplier of the levels behind the backbone", 1.0
+    )
+    anchor_scale: float = _setting(
+        "what the sides of all anchors are multiplied by", 1.0
+    )
+    train_split: str = _setting("split that is trained on", "train")
+    test_split: str = _setting("split that is evaluated on", "test")
+    max_objects: int | None = _setting(
+        "objects of an image at most; none takes as many as there are", None
+    )
+    on_bad_annotation: str = _setting(
+        "what to do with bad images and annotations: one of "
+        + ", ".join(ON_BAD_IMAGE),
+        "raise",
+    )
 
 
 # Least and most value of a setting, both allowed.
@@ -151,6 +213,7 @@ _INFINITE = float("inf")
 _LIMITS = {
     "size": (1, _INFINITE),
     "freeze_epochs": (0, _INFINITE),
+    "max_objects": (1, _INFINITE),
     "rand_augment": (0, 1),
     "erasing": (0, 1),
     "mixup": (0, _INFINITE),
@@ -172,15 +235,16 @@ _LIMITS = {
 _CHOICES = {
     "augmentation": AUGMENTATIONS,
     "on_bad_image": ON_BAD_IMAGE,
+    "on_bad_annotation": ON_BAD_IMAGE,
     "schedule": SCHEDULES,
     "precision": PRECISIONS,
     "data_format": DATA_FORMATS,
 }
 
 
-def setting_type(name: str) -> tuple[type, bool]:
+def setting_type(kind: type[RunRecipe], name: str) -> tuple[type, bool]:
     """Returns the type of a recipe's setting, and whether it may be None."""
-    hint = typing.get_type_hints(Recipe)[name]
+    hint = typing.get_type_hints(kind)[name]
     if isinstance(hint, types.UnionType):
         return typing.get_args(hint)[0], True
     return hint, False
@@ -208,36 +272,46 @@ def _check_limits(name: str, value: float) -> None:
         )
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes: the files in `keras_muffnet/training/recipes`."""
+def recipe_names(kind: type[RunRecipe] = Recipe) -> list[str]:
+    """Names of the recipes: files in `keras_muffnet/training/recipes`.
+
+    Args:
+        kind: which recipes, those of classifiers or those of detectors.
+    """
     package = importlib.import_module("keras_muffnet.training.recipes")
-    return sorted(
+    names = sorted(
         entry.name for entry in pkgutil.iter_modules(package.__path__)
     )
+    return [name for name in names if isinstance(_module(name).RECIPE, kind)]
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str, kind: type[AnyRecipe] = Recipe) -> AnyRecipe:
     """Returns a recipe by its name.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if there is none of that name and kind.
     """
+    _check_name(name, kind)
     return _module(name).RECIPE
 
 
-def describe_recipe(name: str) -> str:
+def describe_recipe(name: str, kind: type[RunRecipe] = Recipe) -> str:
     """Returns what a recipe's file says of its command, cost and result.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if there is none of that name and kind.
     """
+    _check_name(name, kind)
     return (_module(name).__doc__ or "").strip()
 
 
-def _module(name: str) -> types.ModuleType:
-    if name not in recipe_names():
+def _check_name(name: str, kind: type[RunRecipe]) -> None:
+    names = recipe_names(kind)
+    if name not in names:
         raise ValueError(
-            f"`name` must be one of {', '.join(recipe_names())}. "
-            f"Received: name={name!r}"
+            f"`name` must be one of {', '.join(names)}. Received: name={name!r}"
         )
+
+
+def _module(name: str) -> types.ModuleType:
     return importlib.import_module(f"keras_muffnet.training.recipes.{name}")

@@ -1,0 +1,42 @@
+"""Object detection with SSD, on any backbone and any backend of Keras.
+
+The names below load on first use, so that importing this starts no Keras
+backend.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+from typing import Any
+
+if TYPE_CHECKING:
+    from keras_muffnet.detection.losses import SSDLoss as SSDLoss
+    from keras_muffnet.detection.postprocess import Detections as Detections
+    from keras_muffnet.detection.ssd import SSD as SSD
+    from keras_muffnet.detection.ssd import SSDPredictions as SSDPredictions
+    from keras_muffnet.detection.ssd import detector as detector
+    from keras_muffnet.detection.ssd import find_levels as find_levels
+    from keras_muffnet.detection.ssd import two_outputs as two_outputs
+
+_HOMES = {
+    "SSD": "ssd",
+    "Detections": "postprocess",
+    "SSDLoss": "losses",
+    "SSDPredictions": "ssd",
+    "detector": "ssd",
+    "find_levels": "ssd",
+    "two_outputs": "ssd",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    value = globals()[name] = getattr(home, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,190 @@
+"""Training of a detector: its network, its images, what it is judged by."""
+
+import math
+import os
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_muffnet.applications import MuffNet
+from keras_muffnet.data.detection import DetectionFeed
+from keras_muffnet.data.detection import make_detection_feed
+from keras_muffnet.data.detection import open_detection_source
+from keras_muffnet.detection import SSD
+from keras_muffnet.detection import SSDLoss
+from keras_muffnet.detection.anchors import SCALES
+from keras_muffnet.detection.evaluation import find_objects
+from keras_muffnet.detection.evaluation import mean_precision
+from keras_muffnet.detection.metrics import voc_average_precision
+from keras_muffnet.detection.postprocess import Detections
+from keras_muffnet.detection.postprocess import detections
+from keras_muffnet.detection.ssd import EXTRA_FILTERS
+from keras_muffnet.detection.ssd import predictions_layer
+from keras_muffnet.training.network import CLASSIFIER
+from keras_muffnet.training.network import copy_weights
+from keras_muffnet.training.recipe import DetectionRecipe
+from keras_muffnet.training.tasks import Phase
+from keras_muffnet.training.tasks import Row
+
+# A run is stopped at so many times the loss of a network that gives each class
+# the same probability. The first steps of a good run may have several times it.
+DIVERGED = 100
+
+
+def open_detection_feed(recipe: DetectionRecipe) -> DetectionFeed:
+    """Opens the images that a recipe names, augmented as SSD has it.
+
+    Args:
+        recipe: the recipe. Keras must be configured for it before.
+
+    Raises:
+        ValueError: if the recipe names no images, or they are not as
+            `keras_muffnet.data.detection` wants them.
+        ImportError: if a package that the images need is not installed.
+    """
+    if recipe.data is None:
+        raise ValueError(
+            "`data` must name the images: a folder of Pascal VOC or COCO, or "
+            "'tfds:NAME'. Received: data=None"
+        )
+    return make_detection_feed(
+        open_detection_source(recipe.data),
+        size=(recipe.size, recipe.size),
+        batch_size=recipe.batch_size,
+        max_objects=recipe.max_objects,
+        seed=recipe.seed,
+        train_split=recipe.train_split,
+        test_split=recipe.test_split,
+        on_bad_annotation=recipe.on_bad_annotation,
+    )
+
+
+def build_detector(recipe: DetectionRecipe, classes: int) -> keras.Model:
+    """Builds the detector that a recipe trains, with its first weights.
+
+    Args:
+        recipe: the recipe.
+        classes: number of classes.
+
+    Raises:
+        ValueError: if a setting of the network is wrong, or the weights do
+            not fit it.
+        OSError: if the file of the weights is damaged.
+    """
+    axis = 2 if keras.config.image_data_format() == "channels_last" else 0
+    shape = [recipe.size, recipe.size]
+    shape.insert(axis, 3)
+    model = SSD(
+        _backbone(recipe, tuple(shape)),
+        classes,
+        extra_filters=[round(n * recipe.extra_width) for n in EXTRA_FILTERS],
+        scales=[scale * recipe.anchor_scale for scale in SCALES],
+    )
+    if recipe.weights is not None:
+        _load_weights(model, recipe.weights)
+    return model
+
+
+def _backbone(recipe: DetectionRecipe, shape: tuple[int, ...]) -> keras.Model:
+    if recipe.backbone == "muffnet":
+        return MuffNet(
+            input_shape=shape,
+            alpha=recipe.alpha,
+            include_top=False,
+            stem="imagenet",
+        )
+    build = getattr(keras.applications, recipe.backbone, None)
+    if not callable(build):
+        raise ValueError(
+            "`backbone` must be 'muffnet' or the name of a network of "
+            f"keras.applications. Received: backbone={recipe.backbone!r}"
+        )
+    if recipe.alpha != 1.0:
+        raise ValueError(
+            "`alpha` must be 1 for backbones of keras.applications. "
+            f"Received: alpha={recipe.alpha}, backbone={recipe.backbone!r}"
+        )
+    return build(input_shape=shape, include_top=False, weights=None)
+
+
+def _load_weights(model: keras.Model, path: str) -> None:
+    """Loads a classifier into the backbone, or a detector into the whole."""
+    if not os.path.isfile(path) or not path.endswith(".keras"):
+        raise ValueError(
+            "`weights` of a detector must be an existing .keras file. "
+            f"Received: weights={path!r}"
+        )
+    source = keras.saving.load_model(path, compile=False)
+    names = {layer.name for layer in source.layers}
+    copy_weights(
+        source,
+        model,
+        path,
+        # What a classifier does not have, and heads of other classes.
+        may_differ=lambda name: (
+            name == CLASSIFIER
+            or name.endswith("_classes_conv")
+            or (name not in names and name.startswith(("extra", "level")))
+        ),
+    )
+
+
+class Detection:
+    """Training of a detector, as a `tasks.Task`.
+
+    Args:
+        recipe: the settings.
+        feed: the images.
+    """
+
+    score = "ap50"
+
+    def __init__(self, recipe: DetectionRecipe, feed: DetectionFeed) -> None:
+        self.recipe = recipe
+        self.feed = feed
+        guessing = 4 * math.log(len(feed.class_names) + 1)
+        self.diverged = DIVERGED * guessing
+
+    def phases(self) -> list[Phase]:
+        """Returns the one phase, in which all layers are trained."""
+        rate = self.recipe.learning_rate
+        return [Phase(0, self.recipe.epochs, rate, lambda model: None)]
+
+    def objectives(self, model: keras.Model, training: bool) -> dict[str, Any]:
+        """Returns SSD's loss."""
+        return {"loss": SSDLoss(predictions_layer(model).anchors)}
+
+    def evaluate(self, model: keras.Model) -> Row:
+        """Returns `loss` and `ap50`: VOC's, of the whole area at IoU 0.5."""
+        layer = predictions_layer(model)
+        anchors = layer.anchors
+        loss = SSDLoss(anchors)
+        losses: list[float] = []
+        weights: list[int] = []
+
+        def detect(batch: tuple[Any, Any]) -> Detections:
+            images, targets = batch
+            answer = model.predict_on_batch(images)
+            losses.append(float(ops.convert_to_numpy(loss(targets, answer))))
+            weights.append(len(images))
+            return detections(
+                answer[..., :-4], answer[..., -4:], anchors, layer.image_size
+            )
+
+        truths = self.feed.ground_truth()
+        found = find_objects(
+            detect, self.feed.evaluation(), truths, layer.image_size
+        )
+        precisions = voc_average_precision(
+            truths, found, len(self.feed.class_names)
+        )
+        return {
+            "loss": float(np.average(losses, weights=weights)),
+            "ap50": mean_precision(precisions),
+        }
+
+    def told(self, figures: Row) -> str:
+        """Returns AP50 in words."""
+        return f"AP50 {figures['ap50']:.2%}"

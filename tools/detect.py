@@ -1,0 +1,238 @@
+r"""Draws the objects that a detector finds on an image, a folder or a video.
+
+    python tools/detect.py --model runs/cells/last.keras --labels labels.txt \
+        photo.jpg --output boxes.png
+    python tools/detect.py --model detector.tflite photos/ --output boxes/
+    python tools/detect.py --model served/ film.mp4 --output boxes.mp4
+
+The model is a `.keras` file, a SavedModel (or the folder of its versions) or a
+`.tflite` file; pixels are scaled as `preprocess_input` does. Of a folder all
+images are taken, and the pictures have their names, as PNG files. Prints what
+was found, box by box, in pixels of the image: of a video, frame by frame.
+"""
+
+import argparse
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+VIDEOS = (".avi", ".mkv", ".mov", ".mp4", ".webm")
+# Frames that are looked at a time.
+BATCH = 8
+COLORS = (
+    "#e6194b",
+    "#3cb44b",
+    "#4363d8",
+    "#f58231",
+    "#911eb4",
+    "#008080",
+    "#9a6324",
+    "#808000",
+)
+
+
+def main() -> None:
+    """Runs the command."""
+    args = parse_args()
+    try:
+        detect(args)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise SystemExit(f"detect: error: {error}") from error
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "input", type=pathlib.Path, help="an image, a folder or a video"
+    )
+    parser.add_argument(
+        "--model", required=True, type=pathlib.Path, help="see above"
+    )
+    parser.add_argument(
+        "--labels",
+        type=pathlib.Path,
+        help="text file with the name of a class on each line (default: their "
+        "numbers)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.4,
+        help="score from which an object is shown (default: 0.4)",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=pathlib.Path,
+        help="picture, folder or video to write",
+    )
+    return parser.parse_args()
+
+
+def detect(args: argparse.Namespace) -> None:
+    """Detects, draws, writes and prints."""
+    from keras_muffnet.training import load_detector
+
+    if not args.input.exists():
+        raise ValueError(f"input must exist. Received: {args.input}")
+    suffix = args.input.suffix.lower()
+    is_video = suffix in VIDEOS
+    if not args.input.is_dir() and suffix not in (*IMAGES, *VIDEOS):
+        raise ValueError(
+            f"input must be a folder or end in {', '.join(IMAGES + VIDEOS)}. "
+            f"Received: {args.input}"
+        )
+    labels: list[str] = []
+    if args.labels:
+        labels = args.labels.read_text(encoding="utf-8").splitlines()
+    mark = functools.partial(
+        marked, labels=labels, detector=load_detector(args.model)
+    )
+    if is_video:
+        mark_video(args.input, args.output, mark, args.threshold)
+        return
+    for path, target in pictures(args.input, args.output):
+        mark_picture(path, target, mark, args.threshold)
+
+
+def pictures(
+    source: pathlib.Path, output: pathlib.Path
+) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """Yields the images, each with where its picture goes."""
+    if not source.is_dir():
+        yield source, output
+        return
+    paths = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGES)
+    if not paths:
+        raise ValueError(f"input must hold images. Received: {source}")
+    for path in paths:
+        yield path, output / f"{path.name}.png"
+
+
+def mark_picture(
+    path: pathlib.Path, target: pathlib.Path, mark: Any, threshold: float
+) -> None:
+    """Writes an image with boxes, and prints them."""
+    from PIL import Image
+    from PIL import ImageOps
+
+    from keras_muffnet.files import written_aside
+
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    [(picture, lines)] = mark([image], threshold=threshold)
+    with written_aside(target) as aside:
+        picture.save(aside)
+    print(f"{path}: {len(lines)} objects, {target}")
+    for line in lines:
+        print(f"  {line}")
+
+
+def mark_video(
+    source: pathlib.Path, target: pathlib.Path, mark: Any, threshold: float
+) -> None:
+    """Writes a video with boxes, and prints them frame by frame."""
+    import numpy as np
+    from PIL import Image
+
+    from keras_muffnet.files import written_aside
+    from keras_muffnet.optional import load_optional
+
+    load_optional("imageio_ffmpeg", "video")
+    imageio = load_optional("imageio.v2", "video")
+    with imageio.get_reader(source, "ffmpeg") as reader:
+        rate = reader.get_meta_data()["fps"]
+        with (
+            written_aside(target) as aside,
+            # Frames keep their size, whatever a codec would like better.
+            imageio.get_writer(
+                aside, format="ffmpeg", fps=rate, macro_block_size=1
+            ) as writer,
+        ):
+            number = 0
+            for frames in batches(reader):
+                images = [Image.fromarray(np.asarray(f)) for f in frames]
+                for picture, lines in mark(images, threshold=threshold):
+                    writer.append_data(np.asarray(picture))
+                    print(f"frame {number}: {len(lines)} objects")
+                    for line in lines:
+                        print(f"  {line}")
+                    number += 1
+    print(f"{number} frames, {target}")
+
+
+def batches(frames: Any) -> Iterator[list[Any]]:
+    """Yields frames by some at a time."""
+    batch: list[Any] = []
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def marked(
+    images: list[Any], labels: list[str], detector: Any, threshold: float
+) -> list[tuple[Any, list[str]]]:
+    """Returns copies of PIL images with boxes, and a line for each box."""
+    import numpy as np
+
+    from keras_muffnet.data.decoding import resized_with_pillow
+
+    pixels = np.stack(
+        [np.asarray(resized_with_pillow(x, detector.size)) for x in images]
+    )
+    found = detector.detect(pixels.astype(np.float32))
+    height, width = detector.size
+    results = []
+    for k, image in enumerate(images):
+        scale = np.array([image.width / width, image.height / height] * 2)
+        objects = [
+            (found.boxes[k, n] * scale, found.scores[k, n], found.classes[k, n])
+            for n in range(int(found.count[k]))
+            if found.scores[k, n] >= threshold
+        ]
+        results.append(drawn(image, objects, labels))
+    return results
+
+
+def drawn(
+    image: Any, objects: list[tuple[Any, float, int]], labels: list[str]
+) -> tuple[Any, list[str]]:
+    """Draws boxes, the surest on top, and tells of them, surest first."""
+    from PIL import ImageDraw
+    from PIL import ImageFont
+
+    picture = image.copy()
+    draw = ImageDraw.Draw(picture)
+    line = max(1, round(max(image.size) / 300))
+    font = ImageFont.load_default(size=max(10, round(max(image.size) / 45)))
+    lines = []
+    for box, score, kind in reversed(objects):
+        name = labels[kind] if kind < len(labels) else f"class {kind}"
+        color = COLORS[kind % len(COLORS)]
+        x_min, y_min, x_max, y_max = map(float, box)
+        draw.rectangle((x_min, y_min, x_max, y_max), outline=color, width=line)
+        text = f"{name} {score:.2f}"
+        _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
+        # Inside of the image where there is no room above the box.
+        top = max(0.0, y_min - bottom - 2)
+        draw.rectangle((x_min, top, x_min + right + 4, top + bottom + 2), color)
+        draw.text((x_min + 2, top), text, fill="white", font=font)
+        lines.append(
+            f"{name} {score:.3f} at "
+            f"({x_min:.1f}, {y_min:.1f}, {x_max:.1f}, {y_max:.1f})"
+        )
+    return picture, lines[::-1]
+
+
+if __name__ == "__main__":
+    main()
