@@ -15,12 +15,10 @@ from keras_muffnet.graph import trace
 from keras_muffnet.layers import standardize_data_format
 from keras_muffnet.muffnet import muffnet_features
 from keras_muffnet.presets import PAPER_NOTATION
+from keras_muffnet.presets import SMALL_INPUT
 from keras_muffnet.presets import STEMS
 from keras_muffnet.presets import StageSpec
 from keras_muffnet.presets import stages_from_notation
-
-# Inputs smaller than this start without downsampling (section 3.3).
-SMALL_INPUT = 56
 
 # Published weights, by name: none yet.
 WEIGHTS: dict[str, str] = {}

@@ -15,6 +15,8 @@ from keras_muffnet.federation import reduction_parameters
 
 STEM_FILTERS = 24
 HEAD_FILTERS = 1024
+# Inputs smaller than this start without downsampling (section 3.3).
+SMALL_INPUT = 56
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,16 +167,23 @@ def widths_for_alpha(alpha: float) -> tuple[int, int, int]:
         raise ValueError(
             f"`alpha` must be a positive number. Received: alpha={alpha!r}"
         )
+    low, mid, high = (
+        max(layers, 2 * round(width / 2))
+        for layers, width in zip(
+            PAPER_LAYERS, unrounded_widths(float(alpha)), strict=True
+        )
+    )
+    return low, mid, high
+
+
+def unrounded_widths(alpha: float) -> tuple[float, float, float]:
+    """Widths that `widths_for_alpha` rounds; `alpha` must be positive."""
     known = sorted(PRESETS)
     nearest = min(max(alpha, known[0]), known[-1])
     scale = alpha / nearest
     low, mid, high = (
-        max(layers, 2 * round(scale * float(np.interp(nearest, known, w)) / 2))
-        for layers, w in zip(
-            PAPER_LAYERS,
-            zip(*(PRESETS[a].widths for a in known), strict=True),
-            strict=True,
-        )
+        scale * float(np.interp(nearest, known, widths))
+        for widths in zip(*(PRESETS[a].widths for a in known), strict=True)
     )
     return low, mid, high
 
@@ -232,24 +241,49 @@ def closed_form_counts(
         offset of batch normalisation, the classifier's bias. Multiply-adds
         are those of convolutions and classifier.
     """
+    parts = closed_form_parts(stages, size, stem, channels, classes)
+    return Counts(*(sum(counts) for counts in zip(*parts, strict=True)))
+
+
+def closed_form_parts(
+    stages: Sequence[StageSpec],
+    size: int,
+    stem: str,
+    channels: int = 3,
+    classes: int = 1000,
+) -> list[Counts]:
+    """The same for each part: stem, stages, head (1x1 to 1024), classifier.
+
+    A stage is a reduction block and the blocks behind it.
+
+    Args:
+        stages: the network's stages.
+        size: height and width of the input image in pixels.
+        stem: a key of `STEMS`.
+        channels: channels of the input image.
+        classes: units of the classifier.
+    """
     strides, pool, reduction_strides = STEMS[stem]
     size = math.ceil(size / strides)
     kernel = 9 * channels * STEM_FILTERS
-    parameters = kernel + 2 * STEM_FILTERS
-    macs = kernel * size**2
+    parts = [Counts(kernel + 2 * STEM_FILTERS, kernel * size**2)]
     if pool:
         size = math.ceil(size / 2)
     width = STEM_FILTERS
     for stage in stages:
-        first = stage.matrix.output_channels[0]
+        matrix = stage.matrix
+        first = matrix.output_channels[0]
         reduced = math.ceil(size / reduction_strides)
-        parameters += reduction_parameters(width, first)
-        macs += reduction_macs(width, first, size, reduced)
-        parameters += stage.matrix.parameters()
-        macs += stage.matrix.macs(reduced)
-        size, width = reduced, stage.matrix.input_channels[-1]
+        parts.append(
+            Counts(
+                reduction_parameters(width, first) + matrix.parameters(),
+                reduction_macs(width, first, size, reduced)
+                + matrix.macs(reduced),
+            )
+        )
+        size, width = reduced, matrix.input_channels[-1]
         reduction_strides = 2
     kernel = width * HEAD_FILTERS
-    parameters += kernel + 2 * HEAD_FILTERS + (HEAD_FILTERS + 1) * classes
-    macs += kernel * size**2 + HEAD_FILTERS * classes
-    return Counts(parameters, macs)
+    parts.append(Counts(kernel + 2 * HEAD_FILTERS, kernel * size**2))
+    parts.append(Counts((HEAD_FILTERS + 1) * classes, HEAD_FILTERS * classes))
+    return parts

@@ -18,6 +18,8 @@ CORE = [
     "litert_metadata",
     "federation",
     "presets",
+    "budget",
+    "spectrum",
     "plots",
     "layers",
     "graph",
@@ -96,7 +98,7 @@ def test_imports_point_one_way(path):
 
 
 def test_federation_is_numpy_only():
-    for name in ("federation", "presets", "files"):
+    for name in ("federation", "presets", "budget", "spectrum", "files"):
         tops = {n.partition(".")[0] for n in imported(PACKAGE / f"{name}.py")}
         assert "keras" not in tops
 
