@@ -30,6 +30,7 @@ def conv_bn(
     name: str,
     strides: int = 1,
     relu: bool = True,
+    groups: int = 1,
 ) -> KerasTensor:
     """Convolution, batch normalisation and, unless told otherwise, ReLU."""
     x = layers.Conv2D(
@@ -37,6 +38,7 @@ def conv_bn(
         kernel_size,
         strides=strides,
         padding="same",
+        groups=groups,
         use_bias=False,
         kernel_initializer="he_normal",
         name=f"{name}_conv",

@@ -13,6 +13,7 @@ from keras_muffnet.federation import PATTERNS
 from keras_muffnet.federation import positive_integer
 from keras_muffnet.presets import PAPER_LAYERS
 from keras_muffnet.presets import PAPER_NOTATION
+from keras_muffnet.presets import PRESETS
 from keras_muffnet.presets import SMALL_INPUT
 from keras_muffnet.presets import STEMS
 from keras_muffnet.presets import Counts
@@ -107,7 +108,7 @@ def stages_of_equal_cost(
     """Gives other sharing patterns, stage by stage at a reference's cost.
 
     So the paper compares patterns (section 5.2): the multiply-adds of each
-    stage stay the same. They do to within about half a channel's worth of its width.
+    stage stay the same: to within about half a channel's worth of its width.
     The 1x1 convolution behind the last stage counts as part of that stage,
     whose size it has. It depends on that stage's width, and only so do the
     networks in tables 1-4 have the same cost as a whole.
@@ -215,7 +216,9 @@ def _first(enough: Callable[[int], bool], start: int) -> int:
 def _widths(scale: float, tilt: float, layers: Widths) -> Widths:
     # The paper's three widths, at as many places as there are stages.
     at = np.linspace(0, 1, len(layers))
-    shape = np.interp(2 * at, range(3), unrounded_widths(scale)) * tilt**at
+    published = {alpha: preset.widths for alpha, preset in PRESETS.items()}
+    three = unrounded_widths(scale, published)
+    shape = np.interp(2 * at, range(3), three) * tilt**at
     return tuple(
         max(least, round(float(width)))
         for least, width in zip(layers, shape, strict=True)

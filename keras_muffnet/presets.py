@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from keras_muffnet.federation import PATTERNS
 from keras_muffnet.federation import SharingMatrix
+from keras_muffnet.federation import positive_number
 from keras_muffnet.federation import reduction_macs
 from keras_muffnet.federation import reduction_parameters
 
@@ -158,34 +160,50 @@ def widths_for_alpha(alpha: float) -> tuple[int, int, int]:
     Raises:
         ValueError: if `alpha` is not a positive, finite number.
     """
-    if (
-        isinstance(alpha, bool)
-        or not isinstance(alpha, (int, float, np.integer, np.floating))
-        or not math.isfinite(alpha)
-        or alpha <= 0
-    ):
-        raise ValueError(
-            f"`alpha` must be a positive number. Received: alpha={alpha!r}"
-        )
-    low, mid, high = (
-        max(layers, 2 * round(width / 2))
-        for layers, width in zip(
-            PAPER_LAYERS, unrounded_widths(float(alpha)), strict=True
-        )
+    low, mid, high = interpolate_widths(
+        alpha, {a: p.widths for a, p in PRESETS.items()}, PAPER_LAYERS
     )
     return low, mid, high
 
 
-def unrounded_widths(alpha: float) -> tuple[float, float, float]:
-    """Widths that `widths_for_alpha` rounds; `alpha` must be positive."""
-    known = sorted(PRESETS)
-    nearest = min(max(alpha, known[0]), known[-1])
-    scale = alpha / nearest
-    low, mid, high = (
-        scale * float(np.interp(nearest, known, widths))
-        for widths in zip(*(PRESETS[a].widths for a in known), strict=True)
+def interpolate_widths(
+    alpha: float,
+    known: Mapping[float, Sequence[int]],
+    least: Sequence[int],
+) -> tuple[int, ...]:
+    """Widths between and beyond those of published networks.
+
+    Args:
+        alpha: width multiplier.
+        known: widths by width multiplier.
+        least: the least that each width may be.
+
+    Returns:
+        The known widths where `alpha` is one of theirs; else even numbers.
+
+    Raises:
+        ValueError: if `alpha` is not a positive, finite number.
+    """
+    positive_number("alpha", alpha)
+    return tuple(
+        max(smallest, 2 * round(width / 2))
+        for smallest, width in zip(
+            least, unrounded_widths(float(alpha), known), strict=True
+        )
     )
-    return low, mid, high
+
+
+def unrounded_widths(
+    alpha: float, known: Mapping[float, Sequence[int]]
+) -> tuple[float, ...]:
+    """The same before they are rounded, for a positive `alpha`."""
+    multipliers = sorted(known)
+    nearest = min(max(alpha, multipliers[0]), multipliers[-1])
+    columns = zip(*(known[a] for a in multipliers), strict=True)
+    return tuple(
+        alpha / nearest * float(np.interp(nearest, multipliers, column))
+        for column in columns
+    )
 
 
 def stages_from_notation(

@@ -112,9 +112,7 @@ def train(network: str, frequency: int, seed: int, steps: int = STEPS) -> Cell:
             variable.assign(np.zeros(variable.shape, variable.dtype))
     x, y = sampled(rng.uniform(size=(steps * _IMAGES, *model.input_shape[1:])))
     model.fit(x, y, batch_size=_IMAGES, shuffle=False, verbose=0)
-    x, y = sampled(
-        np.linspace(0, 1, _TEST).reshape(-1, *model.input_shape[1:])
-    )
+    x, y = sampled(np.linspace(0, 1, _TEST).reshape(-1, *model.input_shape[1:]))
     fitted = model.predict(x, verbose=0)
     error = float(np.sqrt(np.mean((fitted - y) ** 2) / np.mean(y**2)))
     macs = count_complexity(model).macs // _PIXELS
