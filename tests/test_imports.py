@@ -21,6 +21,7 @@ CORE = [
     "budget",
     "spectrum",
     "plots",
+    "diagrams",
     "layers",
     "graph",
     "blocks",
