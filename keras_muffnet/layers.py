@@ -260,7 +260,7 @@ class LearnedGroupConv2D(keras.layers.Conv2D):
             **kwargs,
         )
         self.learned_groups = positive_integer("learned_groups", learned_groups)
-        self.condensation = positive_integer("condensation", condensation)
+        self.condensation = _two_or_more("condensation", condensation)
         self.group_lasso = group_lasso
         if filters % learned_groups:
             raise ValueError(
@@ -357,7 +357,7 @@ class PrunedDense(keras.layers.Dense):
 
     def __init__(self, units: int, condensation: int, **kwargs: Any) -> None:
         super().__init__(units, **kwargs)
-        self.condensation = positive_integer("condensation", condensation)
+        self.condensation = _two_or_more("condensation", condensation)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
@@ -393,6 +393,14 @@ class PrunedDense(keras.layers.Dense):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "condensation": self.condensation}
+
+
+def _two_or_more(name: str, value: Any) -> int:
+    if positive_integer(name, value) < 2:
+        raise ValueError(
+            f"`{name}` must be 2 or more. Received: {name}={value!r}"
+        )
+    return int(value)
 
 
 def _dropped_at_once(layer: Any) -> int:

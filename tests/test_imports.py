@@ -27,9 +27,17 @@ CORE = [
     "blocks",
     "complexity",
     "muffnet",
+    "assembly",
     "applications",
 ]
-ABOVE_CORE = ["data", "export", "quantization", "model_server", "training"]
+ABOVE_CORE = [
+    "baselines",
+    "data",
+    "export",
+    "quantization",
+    "model_server",
+    "training",
+]
 CORE_REQUIRES = {"keras", "numpy"}
 # What a part above the core may import of its row.
 BESIDE = {"training": ["data"]}
@@ -114,6 +122,7 @@ def test_import_is_silent_and_loads_no_backend(run_python, tmp_path):
         "from keras_muffnet import SharingMatrix, StageSpec;"
         "import keras_muffnet.model_server, keras_muffnet.quantization;"
         "import keras_muffnet.training;"
+        "from keras_muffnet.baselines import PEERS;"
         "assert dict(os.environ) == before;"
         f"print([m for m in {HEAVY} if m in sys.modules])"
     )

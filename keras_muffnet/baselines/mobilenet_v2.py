@@ -1,6 +1,5 @@
 """MobileNetV2."""
 
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -74,8 +73,7 @@ def MobileNetV2(
             4); "auto" as for `MuffNet`.
         variant: "paper" rounds widths to multiples of 8. "gluon" is what
             GluonCV had before May 2019 and tables 5 and 6 count: widths
-            rounded down, a 1x1 convolution in the first block too, and a
-            classifier without bias.
+            rounded down and a 1x1 convolution in the first block too.
 
     Returns:
         A Functional `keras.Model`.
@@ -104,7 +102,6 @@ def MobileNetV2(
         arguments,
         lambda x: mobilenet_v2_features(x, alpha, stem, variant),
         name or f"mobilenet_v2_{alpha:g}",
-        functools.partial(layers.Dense, use_bias=variant == "paper"),
     )
 
 
