@@ -37,10 +37,11 @@ ABOVE_CORE = [
     "quantization",
     "model_server",
     "training",
+    "reproduction",
 ]
 CORE_REQUIRES = {"keras", "numpy"}
 # What a part above the core may import of its row.
-BESIDE = {"training": ["data"]}
+BESIDE = {"training": ["data"], "reproduction": ["baselines", "training"]}
 ABOVE_CORE_REQUIRES = {
     # PIL and jax: the feed that needs no TensorFlow
     "data": {"PIL", "jax", "tensorflow"},
