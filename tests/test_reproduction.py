@@ -252,6 +252,10 @@ def test_theory_resumes_and_compares_equal_costs(monkeypatch, tmp_path):
         ("plain", 1, 1),
     ]
     assert set(first) < set(second) == set(theory.read(path))
+    (line,) = theory.summarize(second)
+    errors = sorted(c.error for c in second if c.network == "plain")
+    assert line["plain, median error"] == f"{sum(errors) / 2:.4f}"
+    assert line["federated nearer"].endswith("of 2 seeds")
     # The same again, to the last digit.
     assert theory.train("plain", 1, 0, 200) in first
     figures.plot_theory(second, tmp_path / "theory.png")

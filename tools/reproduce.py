@@ -45,6 +45,8 @@ ALPHA = 0.5  # of the network in figures 1, 2 and 5
 # Section 4's example: M[i, j] = a, L feature maps of s0 x s0 pixels.
 A, LAYERS, SIZE = 32, 4, 1
 
+THEORY = "Check of section 4: sines learned at equal cost"
+
 ABOUT = """\
 # The paper's tables
 
@@ -194,6 +196,7 @@ def write_tables(numbers: list[int], output: pathlib.Path) -> bool:
     from keras_muffnet.reproduction import accuracy
     from keras_muffnet.reproduction import report
     from keras_muffnet.reproduction import tables
+    from keras_muffnet.reproduction import theory
 
     measured = accuracy.read(output / "accuracy.csv")
     sections: dict[str, list[Line]] = {}
@@ -211,6 +214,9 @@ def write_tables(numbers: list[int], output: pathlib.Path) -> bool:
         sections[heading] = lines
         agree = agree and all(counts.agrees for _, counts in counted)
     if len(sections) == len(TABLES):
+        cells = theory.read(output / "theory.csv")
+        if cells:
+            sections[THEORY] = theory.summarize(cells)
         report.write_markdown(sections, ABOUT, output / "README.md")
     return agree
 
@@ -250,6 +256,7 @@ def check_theory(args: argparse.Namespace) -> None:
     """Draws the theory's check; trains what is missing where that is asked."""
     from keras_muffnet.reproduction import theory
     from keras_muffnet.reproduction.figures import plot_theory
+    from keras_muffnet.reproduction.report import print_lines
 
     path = args.output / "theory.csv"
     if args.only is not None:
@@ -259,6 +266,7 @@ def check_theory(args: argparse.Namespace) -> None:
     if not cells:
         print("theory: not trained; --only theory does that")
         return
+    print_lines(THEORY, theory.summarize(cells))
     for suffix in (".png", ".svg"):
         plot_theory(cells, args.output / f"theory{suffix}")
     print(f"theory: {path} and {args.output / 'theory'}.png, .svg")

@@ -175,6 +175,41 @@ def _pointwise(
     )(x)
 
 
+def summarize(cells: list[Cell]) -> list[dict[str, Any]]:
+    """Medians over the seeds, and which network was nearer, by frequency.
+
+    Args:
+        cells: of `run`.
+    """
+    lines = []
+    for frequency in sorted({cell.frequency for cell in cells}):
+        federated, plain = (
+            {
+                cell.seed: cell.error
+                for cell in cells
+                if (cell.network, cell.frequency) == (network, frequency)
+            }
+            for network in NETWORKS
+        )
+        both = federated.keys() & plain.keys()
+        nearer = sum(federated[seed] < plain[seed] for seed in both)
+        lines.append(
+            {
+                "row": f"{frequency} periods",
+                **{
+                    f"{name}, median error": f"{np.median(list(errors)):.4f}"
+                    for name, errors in (
+                        ("federated", federated.values()),
+                        ("plain", plain.values()),
+                    )
+                    if errors
+                },
+                "federated nearer": f"{nearer} of {len(both)} seeds",
+            }
+        )
+    return lines
+
+
 def read(path: pathlib.Path) -> list[Cell]:
     """Reads the cells of a CSV file; none where there is no file."""
     if not path.exists():
