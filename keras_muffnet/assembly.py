@@ -14,10 +14,8 @@ from keras import layers
 
 from keras_muffnet.blocks import channel_axis
 from keras_muffnet.federation import positive_integer
+from keras_muffnet.presets import SMALL_INPUT
 from keras_muffnet.presets import STEMS
-
-# Inputs smaller than this start without downsampling (section 3.3).
-SMALL_INPUT = 56
 
 _WEIGHTS_SUFFIXES = (".weights.h5", ".h5", ".keras")
 

@@ -17,6 +17,8 @@ from keras_muffnet.federation import reduction_parameters
 
 STEM_FILTERS = 24
 HEAD_FILTERS = 1024
+# Inputs smaller than this start without downsampling (section 3.3).
+SMALL_INPUT = 56
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,16 +185,24 @@ def interpolate_widths(
         ValueError: if `alpha` is not a positive, finite number.
     """
     positive_number("alpha", alpha)
+    return tuple(
+        max(smallest, 2 * round(width / 2))
+        for smallest, width in zip(
+            least, unrounded_widths(float(alpha), known), strict=True
+        )
+    )
+
+
+def unrounded_widths(
+    alpha: float, known: Mapping[float, Sequence[int]]
+) -> tuple[float, ...]:
+    """The same before they are rounded, for a positive `alpha`."""
     multipliers = sorted(known)
     nearest = min(max(alpha, multipliers[0]), multipliers[-1])
-    scale = alpha / nearest
     columns = zip(*(known[a] for a in multipliers), strict=True)
     return tuple(
-        max(
-            smallest,
-            2 * round(scale * float(np.interp(nearest, multipliers, w)) / 2),
-        )
-        for smallest, w in zip(least, columns, strict=True)
+        alpha / nearest * float(np.interp(nearest, multipliers, column))
+        for column in columns
     )
 
 
@@ -249,24 +259,49 @@ def closed_form_counts(
         offset of batch normalisation, the classifier's bias. Multiply-adds
         are those of convolutions and classifier.
     """
+    parts = closed_form_parts(stages, size, stem, channels, classes)
+    return Counts(*(sum(counts) for counts in zip(*parts, strict=True)))
+
+
+def closed_form_parts(
+    stages: Sequence[StageSpec],
+    size: int,
+    stem: str,
+    channels: int = 3,
+    classes: int = 1000,
+) -> list[Counts]:
+    """The same for each part: stem, stages, head (1x1 to 1024), classifier.
+
+    A stage is a reduction block and the blocks behind it.
+
+    Args:
+        stages: the network's stages.
+        size: height and width of the input image in pixels.
+        stem: a key of `STEMS`.
+        channels: channels of the input image.
+        classes: units of the classifier.
+    """
     strides, pool, reduction_strides = STEMS[stem]
     size = math.ceil(size / strides)
     kernel = 9 * channels * STEM_FILTERS
-    parameters = kernel + 2 * STEM_FILTERS
-    macs = kernel * size**2
+    parts = [Counts(kernel + 2 * STEM_FILTERS, kernel * size**2)]
     if pool:
         size = math.ceil(size / 2)
     width = STEM_FILTERS
     for stage in stages:
-        first = stage.matrix.output_channels[0]
+        matrix = stage.matrix
+        first = matrix.output_channels[0]
         reduced = math.ceil(size / reduction_strides)
-        parameters += reduction_parameters(width, first)
-        macs += reduction_macs(width, first, size, reduced)
-        parameters += stage.matrix.parameters()
-        macs += stage.matrix.macs(reduced)
-        size, width = reduced, stage.matrix.input_channels[-1]
+        parts.append(
+            Counts(
+                reduction_parameters(width, first) + matrix.parameters(),
+                reduction_macs(width, first, size, reduced)
+                + matrix.macs(reduced),
+            )
+        )
+        size, width = reduced, matrix.input_channels[-1]
         reduction_strides = 2
     kernel = width * HEAD_FILTERS
-    parameters += kernel + 2 * HEAD_FILTERS + (HEAD_FILTERS + 1) * classes
-    macs += kernel * size**2 + HEAD_FILTERS * classes
-    return Counts(parameters, macs)
+    parts.append(Counts(kernel + 2 * HEAD_FILTERS, kernel * size**2))
+    parts.append(Counts((HEAD_FILTERS + 1) * classes, HEAD_FILTERS * classes))
+    return parts

@@ -18,7 +18,10 @@ CORE = [
     "litert_metadata",
     "federation",
     "presets",
+    "budget",
+    "spectrum",
     "plots",
+    "diagrams",
     "layers",
     "graph",
     "blocks",
@@ -35,10 +38,11 @@ ABOVE_CORE = [
     "quantization",
     "model_server",
     "training",
+    "reproduction",
 ]
 CORE_REQUIRES = {"keras", "numpy"}
 # What a part above the core may import of its row.
-BESIDE = {"training": ["data"]}
+BESIDE = {"training": ["data"], "reproduction": ["baselines", "training"]}
 ABOVE_CORE_REQUIRES = {
     # PIL and jax: the feed that needs no TensorFlow
     "data": {"PIL", "jax", "tensorflow"},
@@ -105,7 +109,7 @@ def test_imports_point_one_way(path):
 
 
 def test_federation_is_numpy_only():
-    for name in ("federation", "presets", "files"):
+    for name in ("federation", "presets", "budget", "spectrum", "files"):
         tops = {n.partition(".")[0] for n in imported(PACKAGE / f"{name}.py")}
         assert "keras" not in tops
 
