@@ -170,7 +170,7 @@ def plot_boxes(
     colormaps = load_optional("matplotlib", "all").colormaps
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure, grid = _figure(3.2 * columns, 3.2 * rows + 0.4, columns, rows)
+    figure, grid = new_figure(3.2 * columns, 3.2 * rows + 0.4, columns, rows)
     palette = colormaps["tab10" if len(class_names) <= 10 else "tab20"].colors
     colors = [palette[i % len(palette)] for i in range(len(class_names))]
     shown: set[int] = set()
@@ -215,7 +215,7 @@ def plot_boxes(
         ncols=8,
         frameon=False,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confusion(
