@@ -109,3 +109,50 @@ def test_channels_first_builds_on_tensorflow(run_python):
     assert printed.split("\n")[0] == (
         "(None, 3, None, None) (None, 40, None, None)"
     )
+
+
+DETECTION = """
+import sys
+backend, data_format = sys.argv[1:]
+sys.modules["tensorflow"] = None
+import keras, numpy as np
+from keras_muffnet import MuffNet
+from keras_muffnet.detection import SSD, SSDLoss, detector
+keras.config.set_image_data_format(data_format)
+shape = (64, 64, 3) if data_format == "channels_last" else (3, 64, 64)
+keras.utils.set_random_seed(0)
+backbone = MuffNet(input_shape=shape, alpha=0.1, include_top=False)
+model = SSD(backbone, 2, extra_filters=(8, 8, 8, 8))
+model.compile("sgd", SSDLoss(model.layers[-1].anchors))
+images = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
+targets = np.full((4, 3, 5), [1, 10, 10, 40, 40], "float32")
+targets[:, 1:] = [-1, 0, 0, 0, 0]
+loss = model.fit(images, targets, batch_size=2, epochs=2, verbose=0)
+first, second = loss.history["loss"]
+assert np.isfinite(second) and second < first, loss.history
+found = detector(model, least_score=0.0)(images)
+boxes = keras.ops.convert_to_numpy(found.boxes)
+assert boxes.shape == (4, 100, 4) and boxes.max() <= 64 and boxes.min() >= 0
+print("done", int(found.count[0]) > 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "data_format"),
+    [c for c in COMBINATIONS if c[0] != "tensorflow"],
+)
+def test_detectors_train_and_find(run_python, backend, data_format):
+    printed = run_python(
+        "-c", DETECTION, backend, data_format, KERAS_BACKEND=backend
+    )
+    assert printed == "done True\n"
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_detection_is_the_same_on_other_backends(run_python, backend):
+    chosen = "matching or loss or suppression or iou or box_code"
+    printed = run_python(
+        *("-m", "pytest", "-q", "tests/test_detection.py", "-k", chosen),
+        KERAS_BACKEND=backend,
+    )
+    assert " passed" in printed

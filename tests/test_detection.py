@@ -395,7 +395,8 @@ def test_it_learns_compiled_with_objects_and_without():
     model.compile(
         keras.optimizers.Adam(3e-3),
         SSDLoss(model.layers[-1].anchors),
-        jit_compile=True,
+        # PyTorch would need a compiler for C++.
+        jit_compile=keras.backend.backend() != "torch",
     )
     rng = np.random.default_rng(0)
     images = rng.normal(0, 0.1, (16, 64, 64, 3)).astype("float32")

@@ -74,6 +74,7 @@ def parse_args() -> argparse.Namespace:
 def export(args: argparse.Namespace) -> pathlib.Path:
     """Writes the version and returns its folder."""
     from keras_muffnet.applications import scales_pixels
+    from keras_muffnet.detection.ssd import is_detector
     from keras_muffnet.export import export_saved_model
     from keras_muffnet.export import publish_litert
 
@@ -89,6 +90,11 @@ def export(args: argparse.Namespace) -> pathlib.Path:
     labels = None
     if args.labels:
         labels = args.labels.read_text(encoding="utf-8").splitlines()
+    if args.format == "litert" and labels and is_detector(model):
+        raise ValueError(
+            "--labels must be left out for --format litert of a detector, "
+            "whose file has no room for them"
+        )
     if args.format == "litert":
         default = (0.0, 1.0) if scales_pixels(model) else (128.0, 128.0)
         return export_litert_version(
@@ -132,6 +138,7 @@ def export_litert_version(
     base_path: pathlib.Path,
 ) -> pathlib.Path:
     """Writes a float LiteRT file with metadata as the next version."""
+    from keras_muffnet.detection.ssd import is_detector
     from keras_muffnet.export import export_litert
     from keras_muffnet.export import publish_litert
     from keras_muffnet.litert_metadata import embed_metadata
@@ -139,6 +146,9 @@ def export_litert_version(
     mean, std = normalization
     with tempfile.TemporaryDirectory() as folder:
         path = export_litert(model, pathlib.Path(folder) / "model.tflite")
+        if is_detector(model):
+            # Metadata is of models with one output.
+            return publish_litert(path, base_path)
         content = embed_metadata(
             path.read_bytes(),
             name=model.name,

@@ -1,0 +1,203 @@
+"""Exported detectors: the same boxes as Keras, in all formats."""
+
+import io
+import runpy
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from PIL import ImageDraw
+
+from keras_muffnet import export
+from keras_muffnet import quantization
+from keras_muffnet.detection import detector
+from keras_muffnet.detection import two_outputs
+from keras_muffnet.litert import read_operations
+from keras_muffnet.training import load_detector
+from tests.conftest import ROOT
+from tests.test_detection import small_backbone
+from tests.test_detection import small_ssd
+
+LABELS = ["round", "square"]
+
+
+def picture(seed, size=(64, 64)):
+    """Shapes on a gradient, with noise."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    shade = np.linspace(60, 190, width)[None, :, None]
+    pixels = shade + rng.normal(0, 8, (height, width, 3))
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for k in range(3):
+        x, y = rng.integers(0, min(size) - 24, 2)
+        shape = (draw.ellipse, draw.rectangle)[k % 2]
+        shape((x, y, x + 20, y + 20), fill=tuple(rng.integers(0, 255, 3)))
+    return image
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A detector in all formats, with what Keras finds in some images."""
+    folder = tmp_path_factory.mktemp("detector")
+    keras.utils.set_random_seed(3)
+    model = small_ssd()
+    model.save(folder / "model.keras")
+    pixels = np.stack([np.asarray(picture(k)) for k in range(6)])
+    pixels = pixels.astype("float32")
+    images = (pixels - 128) / 128
+    export.export_saved_model(model, folder / "served", labels=LABELS)
+    export.export_litert(model, folder / "float.tflite")
+    quantized = quantization.quantize_aware(
+        two_outputs(model), images, engine="keras"
+    )
+    export.export_litert(model, folder / "int8.tflite", quantized=quantized)
+    found = [np.asarray(x) for x in detector(model)(images)]
+    return folder, pixels, found
+
+
+@pytest.mark.parametrize("name", ["model.keras", "served", "float.tflite"])
+def test_the_same_boxes_in_all_formats(files, name):
+    folder, pixels, (boxes, scores, classes, count) = files
+    loaded = load_detector(folder / name)
+    assert loaded.size == (64, 64)
+    got = loaded.detect(pixels)
+    assert (count > 5).all()
+    np.testing.assert_array_equal(got.count, count)
+    np.testing.assert_allclose(got.scores, scores, atol=1e-5)
+    np.testing.assert_array_equal(got.classes, classes)
+    np.testing.assert_allclose(got.boxes, boxes, atol=1e-2)
+
+
+def test_int8_finds_nearly_the_same(files):
+    folder, pixels, (boxes, scores, classes, _) = files
+    got = load_detector(folder / "int8.tflite").detect(pixels)
+    # Ranks change where scores are near: the best ones must be found.
+    for k in range(len(pixels)):
+        for n in range(3):
+            same = got.classes[k] == classes[k, n]
+            near = np.abs(got.boxes[k] - boxes[k, n]).max(axis=1) < 3
+            assert (same & near).any()
+    assert np.abs(got.scores[:, 0] - scores[:, 0]).max() < 0.05
+    operations = read_operations((folder / "int8.tflite").read_bytes())
+    convolutions = [o for o in operations if o.name == "CONV_2D"]
+    assert convolutions
+    assert all("INT8" in o.dtypes for o in convolutions)
+    [softmax] = [o for o in operations if o.name == "SOFTMAX"]
+    assert set(softmax.dtypes) == {"FLOAT32"}
+
+
+def test_encoded_images_of_any_size(files):
+    folder, *_ = files
+    encoded = []
+    for size in ((48, 100), (64, 64)):
+        content = io.BytesIO()
+        picture(7, size).save(content, "PNG")
+        encoded.append(content.getvalue())
+    loaded = tf.saved_model.load(str(folder / "served" / "1"))
+    answer = loaded.signatures["serving_bytes"](
+        image_bytes=tf.constant(encoded)
+    )
+    count = answer["num_detections"].numpy()
+    assert count.dtype == np.int32
+    boxes = answer["boxes"].numpy()
+    assert boxes.shape == (2, 100, 4)
+    assert boxes.min() >= 0
+    assert boxes.max() <= 1
+    # (y_min, x_min, y_max, x_max), as the model server's page draws it.
+    direct = load_detector(folder / "served").detect(
+        np.asarray(picture(7), "float32")[None]
+    )
+    np.testing.assert_allclose(
+        boxes[1][:, [1, 0, 3, 2]] * 64, direct.boxes[0], atol=1e-3
+    )
+    names = answer["labels"].numpy()[1]
+    kinds = answer["classes"].numpy()[1]
+    for k in range(100):
+        wanted = LABELS[kinds[k]] if k < count[1] else ""
+        assert names[k].decode() == wanted
+
+
+def test_the_card_tells_of_boxes(files):
+    folder, *_ = files
+    card = (folder / "served" / "1" / "README.md").read_text()
+    assert "`boxes`" in card
+    assert "`predictions`" not in card
+
+
+def test_wrong_arguments_are_named(files, tmp_path):
+    folder, *_ = files
+    with pytest.raises(ValueError, match="`labels` must"):
+        export.export_saved_model(small_ssd(), tmp_path / "m", labels=["one"])
+    with pytest.raises(ValueError, match="`quantized` must be None"):
+        export.export_litert(
+            small_backbone(), tmp_path / "m.tflite", quantized=lambda x: x
+        )
+    (tmp_path / "bad.tflite").write_bytes(b"no model")
+    with pytest.raises(OSError, match="damaged"):
+        load_detector(tmp_path / "bad.tflite")
+    with pytest.raises(ValueError, match="`path` must end in"):
+        load_detector(folder / "served" / "1" / "README.md")
+
+
+def run_detect(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["detect.py", *map(str, arguments)])
+    runpy.run_path(str(ROOT / "tools" / "detect.py"), run_name="__main__")
+
+
+def test_detect_draws_an_image_and_a_folder(
+    files, tmp_path, monkeypatch, capsys
+):
+    folder, *_ = files
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(LABELS))
+    images = tmp_path / "images"
+    images.mkdir()
+    for k in range(2):
+        picture(k, (90, 120)).save(images / f"{k}.png")
+    settings = ("--labels", labels, "--threshold", "0.2")
+    run_detect(
+        *(monkeypatch, "--model", folder / "model.keras", *settings),
+        *(images / "0.png", "--output", tmp_path / "one.png"),
+    )
+    printed = capsys.readouterr().out
+    assert "square 0." in printed or "round 0." in printed
+    drawn = np.asarray(Image.open(tmp_path / "one.png"))
+    before = np.asarray(picture(0, (90, 120)))
+    assert drawn.shape == before.shape
+    assert (drawn != before).any()
+    run_detect(
+        *(monkeypatch, "--model", folder / "float.tflite", *settings),
+        *(images, "--output", tmp_path / "many"),
+    )
+    assert (
+        capsys.readouterr().out.replace("1.png", "0.png").count("0.png.png")
+        == 2
+    )
+    assert sorted(p.name for p in (tmp_path / "many").iterdir()) == [
+        "0.png.png",
+        "1.png.png",
+    ]
+
+
+@pytest.mark.parametrize("missing", ["input", "imageio"])
+def test_detect_tells_what_is_missing(files, tmp_path, monkeypatch, missing):
+    folder, *_ = files
+    source = tmp_path / "film.mp4"
+    if missing == "imageio":
+        source.write_bytes(b"")
+        monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(SystemExit) as stopped:
+        run_detect(
+            *(monkeypatch, "--model", folder / "model.keras", source),
+            *("--output", tmp_path / "out.mp4"),
+        )
+    wanted = {
+        "input": f"detect: error: input must exist. Received: {source}",
+        "imageio": "detect: error: This needs imageio_ffmpeg: pip install "
+        '"keras-muffnet[video]"',
+    }
+    assert str(stopped.value) == wanted[missing]

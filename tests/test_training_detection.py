@@ -1,0 +1,193 @@
+"""Training of detectors: runs that resume, first weights, recipes."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_muffnet import MuffNet
+from keras_muffnet.data.detection import GroundTruth
+from keras_muffnet.detection.ssd import is_detector
+from keras_muffnet.training import Detection
+from keras_muffnet.training import DetectionRecipe
+from keras_muffnet.training import build_detector
+from keras_muffnet.training import configure_keras
+from keras_muffnet.training import fit
+from keras_muffnet.training import load_recipe
+from keras_muffnet.training import recipe_names
+from keras_muffnet.training.schedules import make_schedule
+from tests.test_detection import padded
+from tests.test_detection import small_ssd
+from tests.test_training import read_log
+from tests.training_run import Batches
+from tests.training_run import digest
+
+
+class SmallFeed:
+    """Eight images with a square each; the last has none."""
+
+    class_names = ("a", "b")
+    train_size = test_size = 8
+    steps_per_epoch = 2
+
+    def __init__(self, stop=None):
+        self.stop = stop
+        rng = np.random.default_rng(0)
+        images = rng.normal(0, 0.1, (8, 64, 64, 3))
+        self.objects = []
+        for k, image in enumerate(images[:-1]):
+            x, y = rng.integers(0, 40, 2)
+            image[y : y + 24, x : x + 24, k % 2] += 2
+            self.objects.append([(k % 2, (x, y, x + 24, y + 24))])
+        self.objects.append([])
+        self.images = images.astype("float32")
+        self.targets = padded(self.objects, 2)
+
+    def epoch(self, epoch, start_step=0):
+        if epoch == self.stop:
+            raise InterruptedError
+        order = np.random.default_rng(epoch).permutation(8).reshape(2, 4)
+        return Batches(
+            [(self.images[r], self.targets[r]) for r in order[start_step:]]
+        )
+
+    def evaluation(self):
+        return Batches([(self.images, self.targets)])
+
+    def ground_truth(self):
+        truths = []
+        for k, listed in enumerate(self.objects):
+            boxes = np.float32([box for _, box in listed]).reshape(-1, 4)
+            none = np.zeros(len(boxes), bool)
+            kinds = np.array([kind for kind, _ in listed], int)
+            area = np.full(len(boxes), 24.0**2)
+            truths.append(
+                GroundTruth(k, (64, 64), boxes, kinds, none, none, area)
+            )
+        return truths
+
+    def report(self):
+        return "8 images"
+
+
+def small_recipe(**settings):
+    return DetectionRecipe(
+        **{
+            "size": 64,
+            "batch_size": 4,
+            "epochs": 3,
+            "learning_rate": 0.01,
+            "ema": 0.5,
+            "checkpoint_steps": 1,
+            "deterministic": True,
+            "jit_compile": False,
+            **settings,
+        }
+    )
+
+
+def run(folder, feed=None):
+    recipe = small_recipe()
+    configure_keras(recipe)
+    model, feed = small_ssd(), feed or SmallFeed()
+    task = Detection(recipe, feed)
+    return model, fit(model, recipe, feed, folder, verbose=0, task=task)
+
+
+def test_a_stopped_run_ends_with_the_weights_of_a_whole_one(tmp_path):
+    model, result = run(tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    with pytest.raises(InterruptedError):
+        run(stopped, SmallFeed(stop=2))
+    again, same = run(stopped)
+    assert digest(again) == digest(model)
+    assert same == result
+    assert json.loads((stopped / "result.json").read_text()) == result
+    log = read_log(stopped)
+    assert [row["epoch"] for row in log] == ["1", "2", "3"]
+    assert set(log[0]) == {
+        *("epoch", "learning_rate", "loss", "val_loss", "val_ap50"),
+    }
+    best = max(log, key=lambda row: float(row["val_ap50"]))
+    assert result["best"]["ap50"] == pytest.approx(float(best["val_ap50"]))
+    assert float(log[-1]["val_loss"]) < float(log[0]["val_loss"])
+    saved = keras.saving.load_model(stopped / "last.keras", compile=False)
+    assert is_detector(saved)
+    np.testing.assert_allclose(
+        saved.predict(SmallFeed().images, verbose=0),
+        model.predict(SmallFeed().images, verbose=0),
+        atol=1e-5,
+    )
+
+
+def test_a_task_is_needed(tmp_path):
+    with pytest.raises(ValueError, match="`task` must be given"):
+        fit(small_ssd(), small_recipe(), SmallFeed(), tmp_path)
+
+
+def test_a_detector_starts_from_a_classifier_and_from_a_detector(tmp_path):
+    classifier = MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=4)
+    path = str(tmp_path / "classifier.keras")
+    classifier.save(path)
+    settings = {"alpha": 0.1, "extra_width": 0.05}
+    model = build_detector(small_recipe(weights=path, **settings), 3)
+    for layer in classifier.layers:
+        if layer.weights and layer.name != "predictions":
+            for mine, theirs in zip(
+                model.get_layer(layer.name).weights, layer.weights, strict=True
+            ):
+                np.testing.assert_array_equal(mine, theirs)
+    detector_path = str(tmp_path / "detector.keras")
+    model.save(detector_path)
+    other = build_detector(small_recipe(weights=detector_path, **settings), 2)
+    for name in ("extra1_pointwise_conv", "level2_boxes_conv"):
+        np.testing.assert_array_equal(
+            other.get_layer(name).kernel, model.get_layer(name).kernel
+        )
+    assert other.output_shape[-1] == 2 + 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weights": "none.keras"}, "`weights` of a detector must be"),
+        ({"backbone": "Nothing"}, "`backbone` must be 'muffnet' or"),
+        (
+            {"backbone": "MobileNet", "alpha": 0.5},
+            "`alpha` must be 1 for backbones",
+        ),
+    ],
+)
+def test_wrong_settings_of_the_network_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_detector(small_recipe(**settings), 2)
+
+
+def test_weights_of_another_alpha_are_refused(tmp_path):
+    path = str(tmp_path / "other.keras")
+    MuffNet(input_shape=(32, 32, 3), alpha=0.2, classes=4).save(path)
+    with pytest.raises(ValueError, match="`weights` must be of the recipe's"):
+        build_detector(small_recipe(alpha=0.1, weights=path), 2)
+
+
+def test_the_recipe_of_ssd512_is_gluoncvs():
+    recipe = load_recipe("ssd512", DetectionRecipe)
+    assert (recipe.size, recipe.batch_size, recipe.epochs) == (512, 32, 240)
+    assert (recipe.momentum, recipe.weight_decay) == (0.9, 5e-4)
+    rate = make_schedule(recipe.schedule, recipe.learning_rate, 240, 0)
+    rates = [float(rate(epoch)) for epoch in (0, 159, 160, 199, 200, 239)]
+    np.testing.assert_allclose(
+        rates, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5
+    )
+    warmed = make_schedule("steps", 1.0, 100, 10)
+    assert float(warmed(5)) == pytest.approx(0.5)
+    assert type(warmed).from_config(warmed.get_config())(70) == warmed(70)
+
+
+def test_recipes_of_both_kinds_are_told_apart():
+    detectors = recipe_names(DetectionRecipe)
+    assert detectors == ["ssd300_fast", "ssd512"]
+    assert not set(detectors) & set(recipe_names())
+    with pytest.raises(ValueError, match="`name` must be one of"):
+        load_recipe("ssd512")
