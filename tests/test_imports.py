@@ -28,6 +28,7 @@ CORE = [
     "complexity",
     "muffnet",
     "assembly",
+    "published",
     "applications",
     "detection",
 ]
