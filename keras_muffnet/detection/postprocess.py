@@ -68,7 +68,11 @@ def detections(
         `Detections` with k = `after_nms`, or the number of pairs if that is
         less.
     """
-    scores = ops.softmax(ops.cast(logits, "float32"), axis=-1)[..., 1:]
+    logits = ops.cast(logits, "float32")
+    # Not `ops.softmax`, of which LiteRT's converter would make one of int8
+    # behind a quantized network: its least step is 1/256.
+    powers = ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
+    scores = (powers / ops.sum(powers, axis=-1, keepdims=True))[..., 1:]
     classes = scores.shape[-1]
     flat = ops.reshape(scores, (-1, len(anchors) * classes))
     best, index = ops.top_k(flat, min(before_nms, len(anchors) * classes))

@@ -35,9 +35,6 @@ def finding(model: keras.Model, network: Any = None) -> Serve:
             logits, codes = answer[..., :-4], answer[..., -4:]
         else:
             logits, codes = network(images, training=False)
-            # Of no consequence for the softmax, but that it is one of float:
-            # in int8 its least step would be 1/256.
-            logits -= tf.reduce_max(logits, axis=-1, keepdims=True)
         found = detections(logits, codes, anchors, layer.image_size)
         x_min, y_min, x_max, y_max = tf.unstack(found.boxes, axis=-1)
         boxes = tf.stack(
