@@ -70,6 +70,8 @@ def publish(args: argparse.Namespace) -> None:
     """Evaluates, and writes the files."""
     import keras
 
+    import keras_muffnet.layers  # noqa: F401  for models that are loaded
+
     configuration = json.loads((args.run / "configuration.json").read_text())
     result = json.loads((args.run / "result.json").read_text())
     settings = configuration["settings"]

@@ -1,11 +1,13 @@
-"""CIFAR-10 in one cycle of 12 epochs, for two hours of two CPU cores.
+"""CIFAR-10 in one cycle, on a CPU.
 
     KERAS_BACKEND=tensorflow python tools/train.py cifar_cpu --data cifar10/
 
 Small batches and no compilation by XLA: so TensorFlow is the fastest of the
 three backends on a CPU.
 
-Cost: 12 epochs of 781 steps. Result: not run.
+Cost: 12 epochs of 781 steps, some 80 minutes of two cores that do nothing else.
+Result: with `--epochs 8`, 83.72% on CIFAR-10 (JPEG), seed 0; the 12 epochs were
+not run.
 """
 
 from keras_muffnet.training.recipe import Recipe
