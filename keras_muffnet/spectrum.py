@@ -274,7 +274,7 @@ def _log_entry(name: str, entry: Any, positive: bool = False) -> float:
     if (
         isinstance(entry, bool)
         or not isinstance(entry, numbers.Real)
-        or not 0 <= entry < math.inf
+        or not 0 <= entry < math.inf  # type: ignore[operator]
         or (positive and not entry)
     ):
         kind = "a positive number" if positive else "numbers, none negative"

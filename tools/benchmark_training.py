@@ -119,7 +119,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     from keras_muffnet import training
 
-    overridden = {
+    overridden: dict[str, Any] = {
         name: getattr(args, name)
         for name in ("data", "alpha", "size", "batch_size", "precision")
         if getattr(args, name) is not None
@@ -147,7 +147,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     for model in models.values():
         train(model, same(), 3)
 
-    def rate(run: Callable[[Any, int], object], *given: Any) -> float:
+    def rate(run: Callable[..., object], *given: Any) -> float:
         begun = time.perf_counter()
         run(*given, steps)
         return steps * recipe.batch_size / (time.perf_counter() - begun)

@@ -91,5 +91,5 @@ def _is_positive(value: Any) -> bool:
     return (
         isinstance(value, numbers.Real)
         and not isinstance(value, bool)
-        and 0 < value < math.inf
+        and 0 < float(value) < math.inf
     )

@@ -35,7 +35,7 @@ def find_objects(
     Returns:
         What was found in each image, in pixels of the original.
     """
-    found = []
+    found: list[Found] = []
     for batch in _batches(batches):
         answer = Detections(*map(ops.convert_to_numpy, detect(batch)))
         for k in range(len(answer.count)):

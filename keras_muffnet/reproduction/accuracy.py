@@ -141,7 +141,8 @@ def measure(
             name, recipe = recipe_for(mode, row.table, data, epochs)
             recipe = dataclasses.replace(recipe, seed=seed)
             table = _shared_table(row.table)
-            key = table, row.label, recipe.data, name, recipe.epochs, seed
+            images = str(recipe.data)
+            key = table, row.label, images, name, recipe.epochs, seed
             if key in done:
                 continue
             print(f"\n{row.label}, recipe {name}, seed {seed}", flush=True)

@@ -280,7 +280,12 @@ def count(row: Row) -> RowCounts:
         counted = count_complexity(features)
         backbone = counted.parameters, counted.macs
     return RowCounts(
-        built.parameters, built.macs, flops, *backbone, tuple(problems)
+        built.parameters,
+        built.macs,
+        flops,
+        backbone[0],
+        backbone[1],
+        tuple(problems),
     )
 
 
