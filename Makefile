@@ -1,10 +1,11 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 
-.PHONY: help quickstart test test-all browser lint format clean
+.PHONY: help quickstart reproduce test test-all browser lint format clean
 
 help:
 	@echo "make quickstart  digits from spec to served int8 model: runs/quickstart/"
+	@echo "make reproduce   the paper's tables and figures: results/paper/"
 	@echo "make test        the tests but for the slow ones"
 	@echo "make test-all    all tests"
 	@echo "make lint        ruff and mypy"
@@ -13,6 +14,9 @@ help:
 
 quickstart: .venv/all.done
 	$(BIN)/python tools/quickstart.py $(ARGS)
+
+reproduce: .venv/all.done
+	$(BIN)/python tools/reproduce.py $(ARGS)
 
 # Most of the tests keep one core busy, so two run at a time.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile

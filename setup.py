@@ -60,7 +60,9 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["keras_muffnet", "keras_muffnet.*"]),
-    package_data={"keras_muffnet": ["py.typed", "model_server/page.html"]},
+    package_data={
+        "keras_muffnet": ["py.typed", "model_server/page.html", "weights/*"]
+    },
     entry_points={
         "console_scripts": [
             "muffnet-model-server=keras_muffnet.model_server.__main__:run"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         decode_predictions as decode_predictions,
     )
     from keras_muffnet.applications import preprocess_input as preprocess_input
+    from keras_muffnet.budget import stages_for_budget as stages_for_budget
     from keras_muffnet.complexity import count_complexity as count_complexity
     from keras_muffnet.federation import SharingMatrix as SharingMatrix
     from keras_muffnet.layers import ChannelSlice as ChannelSlice
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from keras_muffnet.presets import (
         stages_from_notation as stages_from_notation,
     )
+    from keras_muffnet.published import published_weights as published_weights
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,8 @@ _HOMES = {
     "count_complexity": "complexity",
     "decode_predictions": "applications",
     "preprocess_input": "applications",
+    "published_weights": "published",
+    "stages_for_budget": "budget",
     "stages_from_notation": "presets",
 }
 

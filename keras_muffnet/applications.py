@@ -1,31 +1,27 @@
 """`MuffNet`, made and used the way `keras.applications` makes its networks."""
 
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import KerasTensor
-from keras import layers
 
+from keras_muffnet.assembly import CommonArguments
+from keras_muffnet.assembly import assemble
+from keras_muffnet.assembly import check_arguments
+from keras_muffnet.assembly import choose_stem
 from keras_muffnet.blocks import channel_axis
-from keras_muffnet.federation import positive_integer
 from keras_muffnet.graph import trace
 from keras_muffnet.layers import standardize_data_format
 from keras_muffnet.muffnet import muffnet_features
 from keras_muffnet.presets import PAPER_NOTATION
-from keras_muffnet.presets import STEMS
 from keras_muffnet.presets import StageSpec
 from keras_muffnet.presets import stages_from_notation
-
-# Inputs smaller than this start without downsampling (section 3.3).
-SMALL_INPUT = 56
-
-# Published weights, by name: none yet.
-WEIGHTS: dict[str, str] = {}
-
-_WEIGHTS_SUFFIXES = (".weights.h5", ".h5", ".keras")
+from keras_muffnet.published import published_weights
+from keras_muffnet.published import weights_file
 
 
 def MuffNet(
@@ -74,9 +70,12 @@ def MuffNet(
             Must be left out where `stages` is given.
         include_top: whether to end in a classifier. Without it the output is
             the last feature map, `(batch, height, width, 1024)`.
-        weights: None for random ones, or the path of an existing file
-            (`.weights.h5`, `.h5` or `.keras`) of a model of the same structure.
-            There are no published weights yet.
+        weights: None for random ones; the path of an existing file
+            (`.weights.h5`, `.h5` or `.keras`) of a model of the same structure;
+            or the name of weights that ship with the package, a key of
+            `keras_muffnet.published_weights()`. "cifar10" fits `alpha=0.5`,
+            with its classifier `classes=10` and 32x32 images, without it
+            images of any size and any stem.
         input_tensor: Keras tensor to use as the image input. What lies
             upstream of it stays in the model.
         pooling: without the classifier, None for the feature map, "avg" or
@@ -103,7 +102,16 @@ def MuffNet(
         OSError: if the file `weights` is damaged.
     """
     # All arguments are checked before the first layer is made.
-    weights = _check_weights(weights)
+    arguments = check_arguments(
+        input_shape,
+        include_top,
+        weights,
+        input_tensor,
+        pooling,
+        classes,
+        classifier_activation,
+        published=published_weights(),
+    )
     if stages is None:
         stages = stages_from_notation(PAPER_NOTATION, alpha)
         default_name = f"muffnet_{alpha:g}"
@@ -114,56 +122,21 @@ def MuffNet(
                 "`alpha` must be left out where `stages` is given, which says "
                 f"how wide the network is. Received: alpha={alpha!r}"
             )
+        if arguments.weights in published_weights():
+            raise ValueError(
+                "`weights` must be None or a file where `stages` is given. "
+                f"Received: weights={arguments.weights!r}"
+            )
         default_name = "muffnet"
-    if pooling not in (None, "avg", "max"):
-        raise ValueError(
-            "`pooling` must be None, 'avg' or 'max'. "
-            f"Received: pooling={pooling!r}"
-        )
-    if include_top and pooling is not None:
-        raise ValueError(
-            "`pooling` must be None where `include_top` is True: the "
-            "classifier has its own average pooling. "
-            f"Received: pooling={pooling!r}"
-        )
-    classes = positive_integer("classes", classes)
-    try:
-        classifier_activation = keras.activations.get(classifier_activation)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            "`classifier_activation` must be None, the name of a Keras "
-            "activation or a function. "
-            f"Received: classifier_activation={classifier_activation!r}"
-        ) from error
-    if input_tensor is not None:
-        shape = _check_input_tensor(input_tensor, input_shape)
-    else:
-        shape = _check_input_shape(input_shape, include_top)
-    if include_top and None in shape:
-        raise ValueError(
-            "`input_shape` must be static where `include_top` is True. "
-            f"Received: input_shape={shape}"
-        )
-    stem = _choose_stem(stem, shape)
-
-    x = keras.Input(shape) if input_tensor is None else input_tensor
-    inputs = keras.utils.get_source_inputs(x)
-    x = muffnet_features(x, stages, stem)
-    if include_top:
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = layers.Dense(
-            classes, activation=classifier_activation, name="predictions"
-        )(x)
-    elif pooling == "avg":
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    elif pooling == "max":
-        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
-    if len(inputs) == 1:
-        inputs = inputs[0]
-    model = keras.Model(inputs, x, name=name or default_name)
-    if weights is not None:
-        model.load_weights(weights)
-    return model
+    stem = choose_stem(stem, arguments.shape)
+    if arguments.weights in published_weights():
+        path = _published_file(arguments, alpha, stem)
+        arguments = arguments._replace(weights=str(path))
+    return assemble(
+        arguments,
+        lambda x: muffnet_features(x, stages, stem),
+        name or default_name,
+    )
 
 
 def preprocess_input(x: Any, data_format: str | None = None) -> Any:
@@ -227,29 +200,32 @@ def decode_predictions(
     )
 
 
-def _check_weights(weights: Any) -> str | None:
-    if weights is None:
-        return None
-    if not isinstance(weights, (str, os.PathLike)):
+def _published_file(
+    arguments: CommonArguments, alpha: float, stem: str
+) -> pathlib.Path:
+    """Finds the file of published weights; they must fit the arguments."""
+    name = str(arguments.weights)
+    published = published_weights()[name]
+    channels = arguments.shape[channel_axis() - 1]
+    if channels != 3:
         raise ValueError(
-            "`weights` must be None, the name of published weights or the path "
-            f"of an existing file. Received: weights={weights!r}"
+            f"`input_shape` must have 3 channels for weights={name!r}. "
+            f"Received: input_shape={arguments.shape}"
         )
-    path = os.fspath(weights)
-    if path in WEIGHTS:
-        return WEIGHTS[path]
-    if not os.path.isfile(path):
+    classes = len(published.class_names)
+    if arguments.include_top and arguments.classes != classes:
         raise ValueError(
-            "`weights` must be None, the name of published weights or the path "
-            "of an existing file. Published weights: "
-            f"{', '.join(WEIGHTS) or 'none yet'}. Received: weights={path!r}"
+            f"`classes` must be {classes} for weights={name!r} where "
+            f"`include_top` is True. Received: classes={arguments.classes}"
         )
-    if not path.endswith(_WEIGHTS_SUFFIXES):
+    if arguments.include_top and stem != published.stem:
         raise ValueError(
-            "`weights` must be a file whose name ends in "
-            f"{', '.join(_WEIGHTS_SUFFIXES)}. Received: weights={path!r}"
+            f"`stem` must be {published.stem!r} for weights={name!r} where "
+            "`include_top` is True, and with it `input_shape` "
+            f"{published.size}x{published.size}. Received: stem={stem!r}, "
+            f"input_shape={arguments.shape}"
         )
-    return path
+    return weights_file(name, alpha)
 
 
 def _check_stages(stages: Any) -> tuple[StageSpec, ...]:
@@ -265,78 +241,3 @@ def _check_stages(stages: Any) -> tuple[StageSpec, ...]:
             f"notation. Received: stages={stages!r}"
         )
     return tuple(stages)
-
-
-def _check_input_shape(
-    input_shape: Any, include_top: bool
-) -> tuple[int | None, ...]:
-    axis = channel_axis() - 1
-    if input_shape is None:
-        size = 224 if include_top else None
-        shape: list[int | None] = [size, size]
-        shape.insert(axis, 3)
-        return tuple(shape)
-    if (
-        not isinstance(input_shape, Sequence)
-        or isinstance(input_shape, str)
-        or len(input_shape) != 3
-        or not all(
-            size is None
-            or (
-                isinstance(size, (int, np.integer))
-                and not isinstance(size, bool)
-                and size > 0
-            )
-            for size in input_shape
-        )
-    ):
-        raise ValueError(
-            "`input_shape` must be three positive integers, height and width "
-            f"or None for any size. Received: input_shape={input_shape!r}"
-        )
-    if input_shape[axis] is None:
-        raise ValueError(
-            "`input_shape` must say how many channels an image has, on axis "
-            f"{axis}. Received: input_shape={input_shape!r}"
-        )
-    return tuple(input_shape)
-
-
-def _check_input_tensor(
-    input_tensor: Any, input_shape: Any
-) -> tuple[int | None, ...]:
-    if not keras.utils.is_keras_tensor(input_tensor):
-        raise ValueError(
-            "`input_tensor` must be a Keras tensor, as `keras.Input` returns. "
-            f"Received: input_tensor={input_tensor!r}"
-        )
-    shape = tuple(input_tensor.shape[1:])
-    if len(shape) != 3 or shape[channel_axis() - 1] is None:
-        raise ValueError(
-            "`input_tensor` must be a batch of images with a known number of "
-            f"channels. Received a tensor of shape {tuple(input_tensor.shape)}"
-        )
-    if input_shape is not None:
-        wanted = _check_input_shape(input_shape, include_top=False)
-        if any(
-            w is not None and w != s for w, s in zip(wanted, shape, strict=True)
-        ):
-            raise ValueError(
-                "`input_shape` must agree with `input_tensor`, which has shape "
-                f"{tuple(input_tensor.shape)}. Received: {input_shape=}"
-            )
-    return shape
-
-
-def _choose_stem(stem: Any, shape: tuple[int | None, ...]) -> str:
-    if stem == "auto":
-        axis = channel_axis() - 1
-        sizes = [size for k, size in enumerate(shape) if k != axis]
-        small = any(s is not None and s < SMALL_INPUT for s in sizes)
-        return "cifar" if small else "imagenet"
-    if not isinstance(stem, str) or stem not in STEMS:
-        raise ValueError(
-            f"`stem` must be 'auto' or one of {', '.join(STEMS)}. "
-            f"Received: stem={stem!r}"
-        )
-    return stem

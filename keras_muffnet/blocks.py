@@ -6,6 +6,7 @@ block of stride s gives maps of a height and width 1/s of its input's, rounded
 up, with `filters` channels. `name` is the prefix of its layers' names.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 
 import keras
@@ -29,6 +30,7 @@ def conv_bn(
     name: str,
     strides: int = 1,
     relu: bool = True,
+    groups: int = 1,
 ) -> KerasTensor:
     """Convolution, batch normalisation and, unless told otherwise, ReLU."""
     x = layers.Conv2D(
@@ -36,6 +38,7 @@ def conv_bn(
         kernel_size,
         strides=strides,
         padding="same",
+        groups=groups,
         use_bias=False,
         kernel_initializer="he_normal",
         name=f"{name}_conv",
@@ -94,7 +97,11 @@ def reduction_block(
 
 
 def federated_stage(
-    x: KerasTensor, sharing: SharingMatrix, residual: bool, name: str
+    x: KerasTensor,
+    sharing: SharingMatrix,
+    residual: bool,
+    name: str,
+    block: Callable[[KerasTensor, int, bool, str], KerasTensor] = normal_block,
 ) -> KerasTensor:
     """Runs the blocks of a stage, federated by a matrix (section 3.1).
 
@@ -103,6 +110,8 @@ def federated_stage(
         sharing: the L x L sharing matrix.
         residual: whether blocks add their input to their output.
         name: prefix of the layers' names.
+        block: what makes a layer of its input; with the arguments of
+            `normal_block`.
 
     Returns:
         The stage's output, a layer named `{name}_output` with
@@ -113,7 +122,7 @@ def federated_stage(
         layer_name = f"{name}_layer{i + 1}"
         if i > 0:
             x = concatenate(columns[i - 1], name=f"{layer_name}_input")
-            x = normal_block(x, filters, residual, name=layer_name)
+            x = block(x, filters, residual, layer_name)
         for j in range(i, sharing.layers):
             start, stop = sharing.group(i, j)
             if start == stop:

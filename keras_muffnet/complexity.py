@@ -11,11 +11,15 @@ from keras import layers
 
 from keras_muffnet.graph import Call
 from keras_muffnet.graph import trace
+from keras_muffnet.layers import ChannelGather
+from keras_muffnet.layers import ChannelShuffle
 from keras_muffnet.layers import ChannelSlice
 
 # Layers without multiply-adds in the convention of section 3.2, where only
 # convolutions and dense layers count.
 _FREE = (
+    ChannelGather,
+    ChannelShuffle,
     ChannelSlice,
     layers.Activation,
     layers.Add,
@@ -117,7 +121,16 @@ _TRANSPOSED = (
     layers.Conv2DTranspose,
     layers.Conv3DTranspose,
 )
+_AVERAGES = (layers.AveragePooling2D, layers.GlobalAveragePooling2D)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+
+# What papers count beside multiply-adds: one operation for each output of a
+# ReLU, one for each input of an average pooling.
+COUNTING_RULES = {
+    "macs": (),
+    "+R": ("relu",),
+    "+R+P": ("relu", "average"),
+}
 
 
 class LayerComplexity(NamedTuple):
@@ -232,6 +245,39 @@ def count_complexity(
         sum(row.parameters for row in rows),
         sum(row.macs for row in rows if row.macs is not None),
     )
+
+
+def count_operations(
+    model: keras.Model,
+    rule: str = "macs",
+    input_shape: Sequence[int | None] | None = None,
+) -> int:
+    """Counts an image's operations the way another paper does.
+
+    Args:
+        model: as for `count_complexity`.
+        rule: "macs" for multiply-adds, as here; "+R" with one operation for
+            each output of a ReLU layer, as the IGCV3 paper; "+R+P" also with
+            one for each input of an average pooling, as the CondenseNet
+            paper.
+        input_shape: as for `count_complexity`.
+
+    Raises:
+        ValueError: if `rule` is none of these, and as for `count_complexity`.
+    """
+    if not isinstance(rule, str) or rule not in COUNTING_RULES:
+        raise ValueError(
+            f"`rule` must be one of {', '.join(COUNTING_RULES)}. "
+            f"Received: rule={rule!r}"
+        )
+    total = count_complexity(model, input_shape).macs
+    for call in trace(model, _batch_shapes(model, input_shape)).calls:
+        layer = call.operation
+        if isinstance(layer, layers.ReLU) and "relu" in COUNTING_RULES[rule]:
+            total += _known(layer, call.outputs[0].shape[1:])
+        if isinstance(layer, _AVERAGES) and "average" in COUNTING_RULES[rule]:
+            total += _known(layer, call.inputs[0].shape[1:])
+    return total
 
 
 def _batch_shapes(

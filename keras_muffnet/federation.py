@@ -20,6 +20,7 @@ messages and layer names count from 1, as the paper does.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -268,6 +269,24 @@ def positive_integer(name: str, value: Any) -> int:
             f"`{name}` must be a positive integer. Received: {name}={value!r}"
         )
     return int(value)
+
+
+def positive_number(name: str, value: Any) -> float:
+    """Returns an argument that must be a positive, finite number as it is.
+
+    Raises:
+        ValueError: naming the argument, if it is anything else.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.integer, np.floating))
+        or not math.isfinite(value)
+        or value <= 0
+    ):
+        raise ValueError(
+            f"`{name}` must be a positive number. Received: {name}={value!r}"
+        )
+    return value  # type: ignore[return-value]
 
 
 def _checked_array(rows: Iterable[Iterable[int]]) -> np.ndarray:

@@ -40,7 +40,7 @@ def plot_sharing_matrix(stages: Sequence[StageSpec], path: Path) -> None:
         outlines.append((start, len(rows), stage))
         start = end
 
-    figure, axes = _figure(0.55 * layers + 1.5, 0.55 * layers + 1.2)
+    figure, axes = new_figure(0.55 * layers + 1.5, 0.55 * layers + 1.2)
     # Shaded by the share of its layer's channels, so that stages of different
     # widths look alike; cells without channels stay white.
     share = groups / groups.sum(axis=1, keepdims=True)
@@ -74,7 +74,7 @@ def plot_sharing_matrix(stages: Sequence[StageSpec], path: Path) -> None:
     axes.set_xlabel("target layer: takes the group as input")
     axes.set_ylabel("source layer: its channels are split")
     axes.set_title("Channels of each group M[i, j]")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_curves(
@@ -91,7 +91,7 @@ def plot_curves(
         path: picture to write; its suffix gives the format.
         score: name of what is drawn beside the loss.
     """
-    figure, panels = _figure(10, 4, columns=2)
+    figure, panels = new_figure(10, 4, columns=2)
     epochs = np.arange(1, len(history["loss"]) + 1)
     marker = "o" if len(epochs) <= 30 else ""
     for axes, metric in zip(panels, ("loss", score), strict=True):
@@ -104,7 +104,7 @@ def plot_curves(
         axes.grid(alpha=0.3)
         axes.legend()
     panels[0].set_yscale("log")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_predictions(
@@ -126,7 +126,7 @@ def plot_predictions(
         columns: images in a row.
     """
     rows = -(-len(images) // columns)
-    figure, grid = _figure(1.4 * columns, 1.7 * rows, columns, rows)
+    figure, grid = new_figure(1.4 * columns, 1.7 * rows, columns, rows)
     for axes in grid.flat:
         axes.axis("off")
     for axes, image, label, score in zip(
@@ -140,7 +140,7 @@ def plot_predictions(
         axes.set_title(
             title, fontsize=9, color="black" if best == label else "firebrick"
         )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_boxes(
@@ -170,7 +170,7 @@ def plot_boxes(
     colormaps = load_optional("matplotlib", "all").colormaps
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure, grid = _figure(3.2 * columns, 3.2 * rows + 0.4, columns, rows)
+    figure, grid = new_figure(3.2 * columns, 3.2 * rows + 0.4, columns, rows)
     palette = colormaps["tab10" if len(class_names) <= 10 else "tab20"].colors
     colors = [palette[i % len(palette)] for i in range(len(class_names))]
     shown: set[int] = set()
@@ -215,7 +215,7 @@ def plot_boxes(
         ncols=8,
         frameon=False,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confusion(
@@ -233,7 +233,7 @@ def plot_confusion(
     """
     classes = len(class_names)
     side = float(np.clip(0.45 * classes + 2, 5, 16))
-    figure, axes = _figure(side, side)
+    figure, axes = new_figure(side, side)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.7)
@@ -254,7 +254,7 @@ def plot_confusion(
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
     axes.set_title("What each class was taken for")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_layer_noise(
@@ -277,7 +277,7 @@ def plot_layer_noise(
         worst: names of the layers to highlight.
         path: picture to write; its suffix gives the format.
     """
-    figure, axes = _figure(9, 0.17 * len(names) + 1.5)
+    figure, axes = new_figure(9, 0.17 * len(names) + 1.5)
     both = np.array([sqnr, own_sqnr], float)
     finite = both[np.isfinite(both)]
     left, right = min(finite.min(initial=0), 0), 60
@@ -300,12 +300,20 @@ def plot_layer_noise(
     axes.set_xlabel("signal to quantization noise (dB); red: the worst layers")
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(
+def new_figure(
     width: float, height: float, columns: int = 1, rows: int = 1
 ) -> tuple[Any, Any]:
+    """Makes a figure and its axes, or a grid of them.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        columns: axes in a row.
+        rows: rows of axes.
+    """
     # Without pyplot, whose global state would reach the caller's own figures.
     matplotlib = load_optional("matplotlib.figure", "all")
     figure = matplotlib.Figure(figsize=(width, height), layout="constrained")
@@ -323,6 +331,24 @@ def _outline(
     )
 
 
-def _save(figure: Any, path: Path) -> None:
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=120, facecolor="white")
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure, with the same bytes each time.
+
+    Args:
+        figure: of matplotlib.
+        path: picture to write; its suffix gives the format.
+    """
+    matplotlib = load_optional("matplotlib", "all")
+    suffix = os.path.splitext(path)[1].lower()
+    unwanted = {".png": "Software", ".svg": "Date"}.get(suffix)
+    with (
+        written_aside(path) as aside,
+        # Else the names of an SVG's parts would be random.
+        matplotlib.rc_context({"svg.hashsalt": "keras_muffnet"}),
+    ):
+        figure.savefig(
+            aside,
+            dpi=120,
+            facecolor="white",  # readable on dark pages, too
+            metadata={unwanted: None} if unwanted else None,
+        )

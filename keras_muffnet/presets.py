@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -10,11 +11,14 @@ import numpy as np
 
 from keras_muffnet.federation import PATTERNS
 from keras_muffnet.federation import SharingMatrix
+from keras_muffnet.federation import positive_number
 from keras_muffnet.federation import reduction_macs
 from keras_muffnet.federation import reduction_parameters
 
 STEM_FILTERS = 24
 HEAD_FILTERS = 1024
+# Inputs smaller than this start without downsampling (section 3.3).
+SMALL_INPUT = 56
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,27 +160,50 @@ def widths_for_alpha(alpha: float) -> tuple[int, int, int]:
     Raises:
         ValueError: if `alpha` is not a positive, finite number.
     """
-    if (
-        isinstance(alpha, bool)
-        or not isinstance(alpha, (int, float, np.integer, np.floating))
-        or not math.isfinite(alpha)
-        or alpha <= 0
-    ):
-        raise ValueError(
-            f"`alpha` must be a positive number. Received: alpha={alpha!r}"
-        )
-    known = sorted(PRESETS)
-    nearest = min(max(alpha, known[0]), known[-1])
-    scale = alpha / nearest
-    low, mid, high = (
-        max(layers, 2 * round(scale * float(np.interp(nearest, known, w)) / 2))
-        for layers, w in zip(
-            PAPER_LAYERS,
-            zip(*(PRESETS[a].widths for a in known), strict=True),
-            strict=True,
-        )
+    low, mid, high = interpolate_widths(
+        alpha, {a: p.widths for a, p in PRESETS.items()}, PAPER_LAYERS
     )
     return low, mid, high
+
+
+def interpolate_widths(
+    alpha: float,
+    known: Mapping[float, Sequence[int]],
+    least: Sequence[int],
+) -> tuple[int, ...]:
+    """Widths between and beyond those of published networks.
+
+    Args:
+        alpha: width multiplier.
+        known: widths by width multiplier.
+        least: the least that each width may be.
+
+    Returns:
+        The known widths where `alpha` is one of theirs; else even numbers.
+
+    Raises:
+        ValueError: if `alpha` is not a positive, finite number.
+    """
+    positive_number("alpha", alpha)
+    return tuple(
+        max(smallest, 2 * round(width / 2))
+        for smallest, width in zip(
+            least, unrounded_widths(float(alpha), known), strict=True
+        )
+    )
+
+
+def unrounded_widths(
+    alpha: float, known: Mapping[float, Sequence[int]]
+) -> tuple[float, ...]:
+    """The same before they are rounded, for a positive `alpha`."""
+    multipliers = sorted(known)
+    nearest = min(max(alpha, multipliers[0]), multipliers[-1])
+    columns = zip(*(known[a] for a in multipliers), strict=True)
+    return tuple(
+        alpha / nearest * float(np.interp(nearest, multipliers, column))
+        for column in columns
+    )
 
 
 def stages_from_notation(
@@ -232,24 +259,49 @@ def closed_form_counts(
         offset of batch normalisation, the classifier's bias. Multiply-adds
         are those of convolutions and classifier.
     """
+    parts = closed_form_parts(stages, size, stem, channels, classes)
+    return Counts(*(sum(counts) for counts in zip(*parts, strict=True)))
+
+
+def closed_form_parts(
+    stages: Sequence[StageSpec],
+    size: int,
+    stem: str,
+    channels: int = 3,
+    classes: int = 1000,
+) -> list[Counts]:
+    """The same for each part: stem, stages, head (1x1 to 1024), classifier.
+
+    A stage is a reduction block and the blocks behind it.
+
+    Args:
+        stages: the network's stages.
+        size: height and width of the input image in pixels.
+        stem: a key of `STEMS`.
+        channels: channels of the input image.
+        classes: units of the classifier.
+    """
     strides, pool, reduction_strides = STEMS[stem]
     size = math.ceil(size / strides)
     kernel = 9 * channels * STEM_FILTERS
-    parameters = kernel + 2 * STEM_FILTERS
-    macs = kernel * size**2
+    parts = [Counts(kernel + 2 * STEM_FILTERS, kernel * size**2)]
     if pool:
         size = math.ceil(size / 2)
     width = STEM_FILTERS
     for stage in stages:
-        first = stage.matrix.output_channels[0]
+        matrix = stage.matrix
+        first = matrix.output_channels[0]
         reduced = math.ceil(size / reduction_strides)
-        parameters += reduction_parameters(width, first)
-        macs += reduction_macs(width, first, size, reduced)
-        parameters += stage.matrix.parameters()
-        macs += stage.matrix.macs(reduced)
-        size, width = reduced, stage.matrix.input_channels[-1]
+        parts.append(
+            Counts(
+                reduction_parameters(width, first) + matrix.parameters(),
+                reduction_macs(width, first, size, reduced)
+                + matrix.macs(reduced),
+            )
+        )
+        size, width = reduced, matrix.input_channels[-1]
         reduction_strides = 2
     kernel = width * HEAD_FILTERS
-    parameters += kernel + 2 * HEAD_FILTERS + (HEAD_FILTERS + 1) * classes
-    macs += kernel * size**2 + HEAD_FILTERS * classes
-    return Counts(parameters, macs)
+    parts.append(Counts(kernel + 2 * HEAD_FILTERS, kernel * size**2))
+    parts.append(Counts((HEAD_FILTERS + 1) * classes, HEAD_FILTERS * classes))
+    return parts

@@ -145,7 +145,7 @@ def test_auto_stem(size, first_stage):
         ({"alpha": "1"}, ["`alpha`", "'1'"]),
         ({"pooling": "bogus", "include_top": False}, ["`pooling`", "'bogus'"]),
         ({"pooling": "avg"}, ["`pooling`", "include_top", "'avg'"]),
-        ({"weights": "imagenet"}, ["`weights`", "none yet", "'imagenet'"]),
+        ({"weights": "imagenet"}, ["`weights`", "cifar10", "'imagenet'"]),
         ({"weights": ["a"]}, ["`weights`", "['a']"]),
         ({"weights": __file__}, ["`weights`", ".weights.h5", __file__]),
         ({"classes": 0}, ["`classes`", "classes=0"]),

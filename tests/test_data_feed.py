@@ -72,7 +72,7 @@ def feed_of(source, recipe=PLAIN, **options):
 
 def arrays(batches):
     to_numpy = keras.ops.convert_to_numpy
-    return [(to_numpy(x), to_numpy(y)) for x, y in batches]
+    return [tuple(map(to_numpy, batch)) for batch in batches]
 
 
 def assert_same(first, second):
@@ -240,18 +240,43 @@ def test_seeds_of_large_epochs_and_positions_do_not_overflow():
     assert ((u >= 0) & (u < 1)).all()
 
 
+@pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_shards_are_the_rows_of_the_batch(folder, backend):
-    whole = arrays(feed_of(folder, CIFAR, backend=backend).epoch(1))
+def test_shards_are_the_rows_of_the_batch(folder, backend, cache):
+    options = {"backend": backend, "cache": cache}
+    whole = feed_of(folder, CIFAR, **options)
     parts = [
-        arrays(feed_of(folder, CIFAR, backend=backend, shard=(i, 2)).epoch(1))
+        feed_of(folder, CIFAR, shard=(i, 2), fill=True, **options)
         for i in range(2)
     ]
-    joined = [
-        tuple(np.concatenate(pair) for pair in zip(*both, strict=True))
-        for both in zip(*parts, strict=True)
+    assert_same(
+        joined([part.epoch(1) for part in parts]), arrays(whole.epoch(1))
+    )
+    # The 5 test images, filled up to 8 by the first three.
+    given = joined([part.evaluation() for part in parts])
+    images, labels = (
+        np.concatenate([batch[k] for batch in arrays(whole.evaluation())])
+        for k in range(2)
+    )
+    filled = [*range(5), *range(3)]
+    for k, expected in ((0, images[filled]), (1, labels[filled])):
+        got = np.concatenate([batch[k] for batch in given])
+        np.testing.assert_array_equal(got, expected)
+    weights = np.concatenate([batch[2] for batch in given])
+    # Their mean with anything over all rows is that over the images.
+    np.testing.assert_allclose(weights, [8 / 5] * 5 + [0] * 3)
+
+
+def joined(shards):
+    return [
+        tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
+        for rows in zip(*map(arrays, shards), strict=True)
     ]
-    assert_same(joined, whole)
+
+
+def test_shards_need_filled_batches(folder):
+    with pytest.raises(ValueError, match="`fill` must be True where there"):
+        feed_of(folder, shard=(0, 2))
 
 
 @pytest.fixture

@@ -18,19 +18,32 @@ CORE = [
     "litert_metadata",
     "federation",
     "presets",
+    "budget",
+    "spectrum",
     "plots",
+    "diagrams",
     "layers",
     "graph",
     "blocks",
     "complexity",
     "muffnet",
+    "assembly",
+    "published",
     "applications",
     "detection",
 ]
-ABOVE_CORE = ["data", "export", "quantization", "model_server", "training"]
+ABOVE_CORE = [
+    "baselines",
+    "data",
+    "export",
+    "quantization",
+    "model_server",
+    "training",
+    "reproduction",
+]
 CORE_REQUIRES = {"keras", "numpy"}
 # What a part above the core may import of its row.
-BESIDE = {"training": ["data"]}
+BESIDE = {"training": ["data"], "reproduction": ["baselines", "training"]}
 ABOVE_CORE_REQUIRES = {
     # PIL and jax: the feed that needs no TensorFlow
     "data": {"PIL", "jax", "tensorflow"},
@@ -40,7 +53,7 @@ ABOVE_CORE_REQUIRES = {
         "tensorflow_model_optimization",
         "tf_keras",
     },
-    "training": {"tensorflow", "torch"},
+    "training": {"jax", "tensorflow", "torch"},
     # google: protocol buffers; tensorflow_serving and grpc: the gRPC service
     "model_server": {
         "PIL",
@@ -97,7 +110,7 @@ def test_imports_point_one_way(path):
 
 
 def test_federation_is_numpy_only():
-    for name in ("federation", "presets", "files"):
+    for name in ("federation", "presets", "budget", "spectrum", "files"):
         tops = {n.partition(".")[0] for n in imported(PACKAGE / f"{name}.py")}
         assert "keras" not in tops
 
@@ -112,6 +125,7 @@ def test_import_is_silent_and_loads_no_backend(run_python, tmp_path):
         "from keras_muffnet import SharingMatrix, StageSpec;"
         "import keras_muffnet.model_server, keras_muffnet.quantization;"
         "import keras_muffnet.training, keras_muffnet.detection;"
+        "from keras_muffnet.baselines import PEERS;"
         "assert dict(os.environ) == before;"
         f"print([m for m in {HEAVY} if m in sys.modules])"
     )

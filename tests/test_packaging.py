@@ -23,7 +23,10 @@ def test_wheel_is_complete_and_imports_elsewhere(run_python, tmp_path):
     [wheel] = tmp_path.glob("keras_muffnet-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         inside = {n for n in archive.namelist() if ".dist-info/" not in n}
-    sources = (ROOT / "keras_muffnet").rglob("*.py")
+    sources = [
+        *(ROOT / "keras_muffnet").rglob("*.py"),
+        *(ROOT / "keras_muffnet/weights").iterdir(),
+    ]
     assert inside == {
         *(str(path.relative_to(ROOT)) for path in sources),
         "keras_muffnet/py.typed",

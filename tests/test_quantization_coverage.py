@@ -1,4 +1,4 @@
-"""Which networks can be quantized: MuffNets and those of keras.applications."""
+"""Which networks can be quantized: MuffNets, peers, keras.applications."""
 
 import keras
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_muffnet import MuffNet
+from keras_muffnet import baselines
 from keras_muffnet import quantization
 from keras_muffnet import stages_from_notation
 from keras_muffnet.data import load_digits
@@ -45,6 +46,19 @@ PATTERNS = (
     "none+none+none",
     "dense+dense+dense",
 )
+
+
+PEERS = {
+    "ShuffleNetV2": {"alpha": 0.3},
+    "MobileNetV2": {"alpha": 0.25, "variant": "gluon"},
+    "IGCV3": {"alpha": 0.3},
+    "ResNet": {"depth": 20},
+    "CondenseNet": {
+        "depths": (1, 2, 2, 1, 1),
+        "growth_rates": (8, 8, 8, 16, 16),
+        "condensed": True,
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -109,4 +123,13 @@ def test_muffnets_of_each_sharing_pattern(pattern, digits, tmp_path):
 def test_muffnets_of_the_paper(alpha, digits, tmp_path):
     keras.utils.set_random_seed(0)
     model = MuffNet(input_shape=(32, 32, 3), alpha=alpha, classes=10)
+    check(model, digits, tmp_path)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers(name, digits, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = getattr(baselines, name)(
+        input_shape=(32, 32, 3), classes=10, **PEERS[name]
+    )
     check(model, digits, tmp_path)

@@ -14,6 +14,8 @@ from keras_muffnet import ChannelSlice
 from keras_muffnet import MuffNet
 from keras_muffnet import StageSpec
 from keras_muffnet.graph import trace
+from keras_muffnet.layers import ChannelGather
+from keras_muffnet.layers import ChannelShuffle
 from keras_muffnet.quantization import keras_engine
 from keras_muffnet.quantization import lowering
 from keras_muffnet.quantization.lowering import lower
@@ -99,6 +101,14 @@ def split(x):
     a, b, c = ops.split(x, [1, 3], axis=-1)
     d, e = ops.split(x, 2, axis=-1)
     return layers.Concatenate()([c, b, a, e, d])
+
+
+def gathered(x):
+    layer = ChannelGather(5)
+    x = layer(x)
+    layer.indices.assign([3, 0, 0, 2, 1])
+    vector = ChannelGather(3)(layers.GlobalAveragePooling2D()(x))
+    return layers.Dense(4)(vector)
 
 
 def noise(x):
@@ -200,6 +210,8 @@ NETWORKS = {
     "difference": lambda x: layers.Subtract()([x, layers.Conv2D(4, 1)(x)]),
     "slices": sliced,
     "channel slice": ChannelSlice(1, 3),
+    "channel gather": gathered,
+    "channel shuffle": lambda x: ChannelShuffle(2)(layers.Conv2D(6, 1)(x)),
     "split": split,
     "stacked": lambda x: layers.Concatenate(axis=1)([x, x - 1.0]),
     "pools": lambda x: layers.AveragePooling2D(3, 1, "same")(

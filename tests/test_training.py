@@ -19,6 +19,7 @@ from tensorflow.core.util.event_pb2 import Event
 from keras_muffnet.training import DivergedError
 from keras_muffnet.training import checkpoints
 from keras_muffnet.training import fit
+from keras_muffnet.training import loop
 from tests.conftest import ROOT
 from tests.training_run import SmallFeed
 from tests.training_run import digest
@@ -247,6 +248,28 @@ def test_a_full_disk_fails_the_run_and_leaves_the_checkpoints(
     assert os.listdir(tmp_path / "checkpoints") == ["00001-0000000.checkpoint"]
     model, _ = run(small_recipe(), tmp_path)
     assert digest(model) == digest(whole[1])
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "best"])
+def test_the_best_weights_are_of_an_epoch_that_counts(
+    place, whole, tmp_path, monkeypatch
+):
+    def stop(*args):
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        if place == "checkpoint":
+            patch.setattr(checkpoints.Checkpoints, "save", stop)
+        else:
+            patch.setattr(loop._Run, "_save_if_best", stop)
+        with pytest.raises(StopError):
+            run(small_recipe(), tmp_path)
+    # The epoch that has no checkpoint may go otherwise when it is done again.
+    assert not (tmp_path / "best.keras").exists()
+    # With one that has, the run goes on, and saves the model late.
+    stopped_run(tmp_path, 1)
+    assert (tmp_path / "best.keras").exists()
+    assert run(small_recipe(), tmp_path)[1] == whole[2]
 
 
 def test_the_last_checkpoints_are_kept(tmp_path):

@@ -31,7 +31,7 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    return classifier.parse_args(__doc__ or "", DetectionRecipe)
+    return classifier.make_parser(__doc__ or "", DetectionRecipe).parse_args()
 
 
 def train(args: argparse.Namespace, output: pathlib.Path) -> None:

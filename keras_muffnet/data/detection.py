@@ -30,6 +30,7 @@ from keras_muffnet.data.decoding import rgb_with_pillow
 from keras_muffnet.data.feed import Batches
 from keras_muffnet.data.feed import fits_in_memory
 from keras_muffnet.data.reading import in_threads
+from keras_muffnet.data.reading import progress_bar
 from keras_muffnet.data.ssd_augmentation import LEAST_SCALE
 from keras_muffnet.data.ssd_augmentation import SSDAugmentation
 from keras_muffnet.federation import positive_integer
@@ -501,11 +502,7 @@ def _each(
 ) -> Iterator[tuple[int, Any]]:
     """Does something for each number, in threads, and shows progress."""
     steps = range(math.ceil(len(numbers) / _CHUNK))
-    progress = (
-        keras.utils.Progbar(len(numbers), unit_name="image")
-        if len(numbers) > 2000
-        else None
-    )
+    progress = progress_bar(len(numbers))
 
     def tasks(step: int) -> list[tuple[int]]:
         return [(n,) for n in numbers[step * _CHUNK : (step + 1) * _CHUNK]]

@@ -124,6 +124,7 @@ class Feed:
         batch_size: int,
         seed: int,
         shard: tuple[int, int],
+        fill: bool,
     ):
         self.class_names = class_names
         self.train_size = len(train)
@@ -138,6 +139,7 @@ class Feed:
         self._batch_size = batch_size
         self._seed = seed
         self._shard = shard
+        self._fill = fill
 
     def report(self) -> str:
         """Says in a line how many images there are and were skipped."""
@@ -206,17 +208,33 @@ class Feed:
 
         Returns:
             Batches as those of `epoch`, not augmented. The last may be
-            smaller. With shards, each gets all of them.
+            smaller. Filled up (see `make_feed`) it is not, and all batches
+            have a third part, float32 weights `(n,)`: 0 for what fills up,
+            and for the images what makes the mean over all rows theirs.
         """
-        size = self._batch_size // self._shard[1]
-        order = np.arange(self.test_size)
+        index, shards = self._shard
+        size = self._batch_size
+        steps = range(math.ceil(self.test_size / size))
+        rows = size // shards
+        # What fills up is taken from the start again.
+        count = len(steps) * size if self._fill else self.test_size
+        order = np.arange(count)
+
+        def numbers(step: int) -> np.ndarray:
+            start = int(step) * size + index * rows
+            return order[start : start + rows]
+
+        def weights(step: int) -> np.ndarray:
+            among = numbers(step) < self.test_size
+            return (among * (count / self.test_size)).astype(np.float32)
+
         return self._batches(
             self._test,
-            lambda step: order[int(step) * size : (int(step) + 1) * size],
+            lambda step: numbers(step) % self.test_size,
             lambda positions: None,
-            lambda step: {},
-            range(math.ceil(self.test_size / size)),
-            size,
+            lambda step: {"weights": weights(step)} if self._fill else {},
+            steps,
+            rows,
         )
 
     def _batches(
@@ -259,7 +277,7 @@ class Feed:
                 return with_options(dataset).as_numpy_iterator()
             return reader.batches(*read)
 
-        def ready() -> Iterator[tuple[Any, Any]]:
+        def ready() -> Iterator[tuple[Any, ...]]:
             for step, (images, labels) in zip(steps, pairs(), strict=True):
                 yield self._transform(images, labels, draws(step))
 
@@ -308,7 +326,7 @@ def _augmented(
 
     def augment(
         batch: "tuple[tf.Tensor, tf.Tensor]", numbers: "tuple[tf.Tensor, ...]"
-    ) -> "tuple[tf.Tensor, tf.Tensor]":
+    ) -> "tuple[tf.Tensor, ...]":
         x, y = batch
         found = dict(zip(names, numbers, strict=True))
         x = tf.ensure_shape(x, (numbers[0].shape[0], *x.shape[1:]))
@@ -328,18 +346,18 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(
-        self, ready: Callable[[], Iterator[tuple[Any, Any]]], length: int
+        self, ready: Callable[[], Iterator[tuple[Any, ...]]], length: int
     ):
         super().__init__()
         self._ready = ready
         self._length = length
         self._next = 0
-        self._iterator: Iterator[tuple[Any, Any]] = iter(())
+        self._iterator: Iterator[tuple[Any, ...]] = iter(())
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         if index == 0:
             # Keras looks at the first batches, then starts anew.
             self._iterator = self._ready()
@@ -371,6 +389,7 @@ def make_feed(
     std: float = 128.0,
     data_format: str | None = None,
     shard: tuple[int, int] = (0, 1),
+    fill: bool = False,
 ) -> Feed:
     """Makes batches for `model.fit` from a source.
 
@@ -397,9 +416,12 @@ def make_feed(
         mean: pixel value that becomes 0.
         std: what pixels are divided by, less the mean.
         data_format: of the images; None for Keras's.
-        shard: which of how many processes this is. It gets its rows of each
-            batch, augmented as they would be in one process, but mixed among
-            themselves.
+        shard: which of how many processes this is. It reads its rows of each
+            batch alone, augmented as they would be in one process, but mixed
+            among themselves, and with RandAugment's strengths its own.
+        fill: fills the last test batch up with images of weight 0, so that
+            several devices can share it; see `Feed.evaluation`. Shards need
+            it.
 
     Raises:
         ImportError: if a package that is needed is not installed.
@@ -445,6 +467,11 @@ def make_feed(
             f"divide the batch size. Received: shard={shard}, "
             f"batch_size={batch_size}"
         )
+    if shards > 1 and not fill:
+        raise ValueError(
+            "`fill` must be True where there are shards, which all get as many "
+            f"test images. Received: fill={fill}, shard={shard}"
+        )
     reader = _reader(backend)
     train, test = source.split(train_split), source.split(test_split)
     if len(train) < batch_size:
@@ -482,6 +509,7 @@ def make_feed(
         batch_size,
         seed,
         (index, shards),
+        fill,
     )
 
 

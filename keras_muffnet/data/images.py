@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 from keras_muffnet.data import sources
 from keras_muffnet.data.digits import load_digits
+from keras_muffnet.data.reading import progress_bar
 from keras_muffnet.federation import positive_integer
 from keras_muffnet.optional import load_optional
 
@@ -237,9 +237,7 @@ def _decode(
     images = np.empty((count, *shape), np.uint8)
     labels = np.empty(count, np.int64)
     found = np.zeros(count, bool)
-    progress = (
-        keras.utils.Progbar(count, unit_name="image") if count > 2000 else None
-    )
+    progress = progress_bar(count)
     for index, batch, batch_labels in dataset.as_numpy_iterator():
         images[index], labels[index] = batch, batch_labels
         found[index] = True

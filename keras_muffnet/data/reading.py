@@ -6,6 +6,7 @@ Both readers have the same methods, so that a feed need not know which it has.
 import concurrent.futures
 import os
 import re
+import sys
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -50,6 +51,13 @@ def refuse_bad(examples: Examples, bad: Bad) -> None:
     )
 
 
+def progress_bar(count: int) -> "keras.utils.Progbar | None":
+    """Returns a bar for many images on a terminal, and elsewhere None."""
+    if count <= 2000 or not sys.stdout.isatty():
+        return None
+    return keras.utils.Progbar(count, unit_name="image")
+
+
 class Reader:
     """What both readers share."""
 
@@ -73,11 +81,7 @@ class Reader:
         labels = np.full(len(examples), -1, np.int64)
         bad = not_images(examples)
         good = np.setdiff1d(np.arange(len(examples)), [*bad])
-        progress = (
-            keras.utils.Progbar(len(good), unit_name="image")
-            if len(good) > 2000
-            else None
-        )
+        progress = progress_bar(len(good))
         steps = range(-(-len(good) // _CHUNK))
 
         def chunk(step: int) -> tuple[np.ndarray, None]:

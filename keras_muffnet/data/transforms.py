@@ -69,17 +69,18 @@ class Transform:
 
     def __call__(
         self, images: Any, labels: Any, draws: dict[str, Any]
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Any, ...]:
         """Augments a batch.
 
         Args:
             images: uint8 `(n, height, width, channels)`.
             labels: integers `(n,)`.
             draws: those of `Augmentation.draw`; none for test images, which
-                are scaled alone.
+                are scaled alone, but perhaps "weights" of the images.
 
         Returns:
-            Images and labels as `Feed.epoch` describes them.
+            Images and labels as `Feed.epoch` describes them, and the weights
+            that were given.
         """
         x = ops.cast(images, "float32")
         y = ops.one_hot(labels, self.classes) if self.classes else labels
@@ -103,7 +104,7 @@ class Transform:
         x = ops.cast((x - self.mean) / self.std, keras.config.floatx())
         if self.data_format == "channels_first":
             x = ops.transpose(x, (0, 3, 1, 2))
-        return x, y
+        return (x, y, draws["weights"]) if "weights" in draws else (x, y)
 
     def _crop(self, x: Any, offset: Any, flip: Any) -> Any:
         """Pads, crops and flips in one gather."""

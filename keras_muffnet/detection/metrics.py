@@ -29,29 +29,31 @@ COCO_FIGURES = (
 
 
 class Truth(Protocol):
-    """The objects of an image: `keras_muffnet.data.detection.GroundTruth`.
-
-    Attributes:
-        size: height and width of the image in pixels.
-        boxes: float `(n, 4)`, `(x_min, y_min, x_max, y_max)` in pixels.
-        classes: integers `(n,)`.
-        difficult: bool `(n,)`: count neither as found nor as missed.
-        crowd: bool `(n,)`: groups, of which any number may be found.
-        area: float `(n,)`: of the objects in pixels.
-    """
+    """The objects of an image: `keras_muffnet.data.detection.GroundTruth`."""
 
     @property
-    def size(self) -> tuple[int, int]: ...
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image in pixels."""
+
     @property
-    def boxes(self) -> np.ndarray: ...
+    def boxes(self) -> np.ndarray:
+        """Float `(n, 4)`, `(x_min, y_min, x_max, y_max)` in pixels."""
+
     @property
-    def classes(self) -> np.ndarray: ...
+    def classes(self) -> np.ndarray:
+        """Integers `(n,)`."""
+
     @property
-    def difficult(self) -> np.ndarray: ...
+    def difficult(self) -> np.ndarray:
+        """Bool `(n,)`: count neither as found nor as missed."""
+
     @property
-    def crowd(self) -> np.ndarray: ...
+    def crowd(self) -> np.ndarray:
+        """Bool `(n,)`: groups, of which any number may be found."""
+
     @property
-    def area(self) -> np.ndarray: ...
+    def area(self) -> np.ndarray:
+        """Float `(n,)`: of the objects in pixels."""
 
 
 class Found(NamedTuple):

@@ -104,6 +104,21 @@ class FakeQuantized(layers.Wrapper):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
+class FixedGather(layers.Layer):
+    """`keras_muffnet.layers.ChannelGather`, channels last, with constants."""
+
+    def __init__(self, indices: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.indices = list(indices)
+
+    def call(self, inputs: Any) -> Any:
+        return ops.take(inputs, self.indices, axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "indices": self.indices}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
 class FloatBarrier(layers.Layer):
     """Passes its input on, in a way that the converter cannot look through.
 
@@ -121,7 +136,11 @@ class FloatBarrier(layers.Layer):
 
 
 # The kinds that Keras does not have itself.
-_KINDS = {"ChannelSlice": ChannelSlice, "FloatBarrier": FloatBarrier}
+_KINDS = {
+    "ChannelGather": FixedGather,
+    "ChannelSlice": ChannelSlice,
+    "FloatBarrier": FloatBarrier,
+}
 
 
 def build(plan: Plan, ranges: Sequence[Range] | None = None) -> keras.Model:

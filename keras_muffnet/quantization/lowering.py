@@ -484,6 +484,20 @@ def _channel_slice(w: _Writer, x: int) -> int:
     return _slice(w, x, w.layer.start, w.layer.stop)
 
 
+def _channel_gather(w: _Writer, x: int) -> int:
+    indices = keras.ops.convert_to_numpy(w.layer.indices)
+    return w.add("ChannelGather", x, indices=tuple(map(int, indices)))
+
+
+def _channel_shuffle(w: _Writer, x: int) -> int:
+    _, height, width, channels = w.shape()
+    groups = w.layer.groups
+    apart = (height * width, groups, channels // groups)
+    x = w.add("Reshape", x, part="apart", target_shape=apart)
+    x = w.add("Permute", x, part="swap", dims=(1, 3, 2))
+    return w.add("Reshape", x, target_shape=(height, width, channels))
+
+
 def _slice(w: _Writer, x: int, start: int, stop: int, part: str = "") -> int:
     if len(w.shape()) != 4 or start >= stop:
         w.refuse("must take some of the channels of images")
@@ -541,6 +555,8 @@ _RULES: dict[str, Callable[..., Any]] = {
     "Add": _merge("Add"),
     "AveragePooling2D": _pool,
     "BatchNormalization": _batch_normalization,
+    "ChannelGather": _channel_gather,
+    "ChannelShuffle": _channel_shuffle,
     "ChannelSlice": _channel_slice,
     "Concatenate": _concatenate,
     "Conv2D": _convolution,

@@ -33,6 +33,7 @@ Range = tuple[float, float]
 # Their outputs are input values, moved, or between those: of the same scale.
 _MOVING = (
     "AveragePooling2D",
+    "ChannelGather",
     "ChannelSlice",
     "Concatenate",
     "Cropping2D",

@@ -48,6 +48,21 @@ class ChannelSlice(tf_keras.layers.Layer):
 
 
 @tf_keras.saving.register_keras_serializable(_PACKAGE)
+class ChannelGather(tf_keras.layers.Layer):
+    """`keras_muffnet.layers.ChannelGather`, channels last, with constants."""
+
+    def __init__(self, indices: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.indices = list(indices)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.gather(inputs, self.indices, axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "indices": self.indices}
+
+
+@tf_keras.saving.register_keras_serializable(_PACKAGE)
 class FloatBarrier(tf_keras.layers.Layer):
     """See `keras_engine.FloatBarrier`."""
 
@@ -201,7 +216,11 @@ class FakeQuantized(QuantizeWrapperV2):
 
 
 # The kinds that tf_keras does not have itself.
-_KINDS = {"ChannelSlice": ChannelSlice, "FloatBarrier": FloatBarrier}
+_KINDS = {
+    "ChannelGather": ChannelGather,
+    "ChannelSlice": ChannelSlice,
+    "FloatBarrier": FloatBarrier,
+}
 
 # Depthwise kernels are small and the first convolution is sensitive.
 _PRUNED = ("Conv2D", "Dense")

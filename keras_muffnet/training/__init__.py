@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         open_detection_feed as open_detection_feed,
     )
     from keras_muffnet.training.detectors import load_detector as load_detector
+    from keras_muffnet.training.devices import use_devices as use_devices
     from keras_muffnet.training.evaluation import Evaluation as Evaluation
     from keras_muffnet.training.evaluation import evaluate as evaluate
     from keras_muffnet.training.feeds import open_feed as open_feed
@@ -48,6 +49,7 @@ _HOMES = {
     "load_predictor": "predictors",
     "open_detection_feed": "detection",
     "open_feed": "feeds",
+    "use_devices": "devices",
 }
 
 __all__ = ["DetectionRecipe", "Recipe", "load_recipe", "recipe_names", *_HOMES]

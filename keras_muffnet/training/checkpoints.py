@@ -59,17 +59,9 @@ class Checkpoints:
         Raises:
             OSError: if it cannot be written. The earlier ones stay.
         """
-        epoch, step, progress, arrays = checkpoint
-        text = json.dumps({"epoch": epoch, "step": step, **progress})
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            allow_pickle=False,
-            **{_PROGRESS: np.frombuffer(text.encode(), np.uint8)},
-            **arrays,
-        )
-        content = buffer.getbuffer()
-        path = self.folder / f"{epoch:05d}-{step:07d}.checkpoint"
+        content = encode(checkpoint)
+        name = f"{checkpoint.epoch:05d}-{checkpoint.step:07d}.checkpoint"
+        path = self.folder / name
         with written_aside(path) as aside, open(aside, "wb") as file:
             file.write(content)
             file.write(hashlib.sha256(content).digest())
@@ -124,6 +116,25 @@ def _read(path: pathlib.Path) -> Checkpoint:
     content, digest = whole[:-_DIGEST_SIZE], whole[-_DIGEST_SIZE:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("its checksum differs")
+    return decode(content)
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    """Makes a string of bytes of a checkpoint."""
+    epoch, step, progress, arrays = checkpoint
+    text = json.dumps({"epoch": epoch, "step": step, **progress})
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        allow_pickle=False,
+        **{_PROGRESS: np.frombuffer(text.encode(), np.uint8)},
+        **arrays,
+    )
+    return buffer.getvalue()
+
+
+def decode(content: bytes) -> Checkpoint:
+    """Reads what `encode` made."""
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     progress = json.loads(arrays.pop(_PROGRESS).tobytes())

@@ -22,6 +22,7 @@ from keras_muffnet.detection.postprocess import Detections
 from keras_muffnet.detection.postprocess import detections
 from keras_muffnet.detection.ssd import EXTRA_FILTERS
 from keras_muffnet.detection.ssd import predictions_layer
+from keras_muffnet.published import published_weights
 from keras_muffnet.training.network import CLASSIFIER
 from keras_muffnet.training.network import copy_weights
 from keras_muffnet.training.recipe import DetectionRecipe
@@ -82,18 +83,26 @@ def build_detector(recipe: DetectionRecipe, classes: int) -> keras.Model:
         extra_filters=[round(n * recipe.extra_width) for n in EXTRA_FILTERS],
         scales=[scale * recipe.anchor_scale for scale in SCALES],
     )
-    if recipe.weights is not None:
+    if recipe.weights is not None and recipe.weights not in published_weights():
         _load_weights(model, recipe.weights)
     return model
 
 
 def _backbone(recipe: DetectionRecipe, shape: tuple[int, ...]) -> keras.Model:
+    published = recipe.weights in published_weights()
     if recipe.backbone == "muffnet":
         return MuffNet(
             input_shape=shape,
             alpha=recipe.alpha,
             include_top=False,
+            weights=recipe.weights if published else None,
             stem="imagenet",
+        )
+    if published:
+        raise ValueError(
+            "`backbone` must be 'muffnet' for published weights. "
+            f"Received: backbone={recipe.backbone!r}, "
+            f"weights={recipe.weights!r}"
         )
     build = getattr(keras.applications, recipe.backbone, None)
     if not callable(build):
@@ -113,7 +122,8 @@ def _load_weights(model: keras.Model, path: str) -> None:
     """Loads a classifier into the backbone, or a detector into the whole."""
     if not os.path.isfile(path) or not path.endswith(".keras"):
         raise ValueError(
-            "`weights` of a detector must be an existing .keras file. "
+            "`weights` of a detector must be an existing .keras file or one of "
+            f"{', '.join(published_weights())}. "
             f"Received: weights={path!r}"
         )
     source = keras.saving.load_model(path, compile=False)

@@ -7,6 +7,7 @@ from keras_muffnet.data import IMAGENET
 from keras_muffnet.data import PLAIN
 from keras_muffnet.data import make_feed
 from keras_muffnet.data import open_source
+from keras_muffnet.training import devices
 from keras_muffnet.training.recipe import Recipe
 from keras_muffnet.training.tasks import Feed
 
@@ -24,7 +25,8 @@ def open_feed(recipe: Recipe) -> Feed:
 
     Args:
         recipe: the recipe. Keras must be configured for it before, since the
-            images have Keras's type and data format.
+            images have Keras's type and data format; and `use_devices` be
+            called, since a process gets its share of each batch.
 
     Raises:
         ValueError: if the recipe names no images, or they are not as
@@ -55,4 +57,6 @@ def open_feed(recipe: Recipe) -> Feed:
         seed=recipe.seed,
         one_hot=bool(recipe.mixup or recipe.cutmix),
         on_bad_image=recipe.on_bad_image,
+        shard=devices.process(),
+        fill=devices.device_count() > 1,
     )

@@ -18,6 +18,8 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_muffnet.files import written_aside
+from keras_muffnet.training import checkpoints
+from keras_muffnet.training import devices
 from keras_muffnet.training.checkpoints import Arrays
 from keras_muffnet.training.checkpoints import Checkpoint
 from keras_muffnet.training.checkpoints import Checkpoints
@@ -39,7 +41,7 @@ RESULT = "result.json"
 BEST = "best.keras"
 LAST = "last.keras"
 # What may change when a run goes on, since no weight depends on it.
-_HANDLING = ("checkpoint_steps", "checkpoints_kept")
+_HANDLING = ("checkpoint_steps", "checkpoints_kept", "devices")
 
 
 class DivergedError(RuntimeError):
@@ -68,6 +70,10 @@ def fit(
     models are float32, and classifiers give probabilities. With a moving
     average of the weights, it is the average that is evaluated and saved.
 
+    Where `use_devices` was called before, batches are shared out among the
+    devices; `feed` must give this process its rows, and filled test batches.
+    Of several processes all call this, and the first one alone uses `output`.
+
     Args:
         model: a functional Keras model, built and not compiled; a classifier
             ends in a layer of logits or of probabilities. It is trained in
@@ -88,7 +94,8 @@ def fit(
     Raises:
         DivergedError: naming step and learning rate.
         ValueError: if the folder holds a run of another configuration, naming
-            what differs, or none of its checkpoints is whole.
+            what differs, or none of its checkpoints is whole; or if XLA is to
+            compile for several devices of TensorFlow.
         OSError: if a file cannot be written. The checkpoints before stay.
     """
     if task is None:
@@ -118,19 +125,19 @@ class _Run:
         self.feed = feed
         self.task = task
         self.output = output
+        self.first = devices.is_first()
         if verbose == "auto":
             verbose = 1 if sys.stdout.isatty() else 2
-        self.verbose = verbose
+        self.verbose = verbose if self.first else 0
         self.checkpoints = Checkpoints(
             output / "checkpoints", recipe.checkpoints_kept
         )
         self.log = Log(output, task.score)
-        self._jit_compile = (
-            "auto" if recipe.jit_compile is None else recipe.jit_compile
-        )
+        self._jit_compile = devices.jit_compile(recipe.jit_compile)
         self.rows: list[Row] = []
         # Now, since Keras would copy what the model is compiled with.
         self.deployed = deployable(model)
+        devices.synchronize_norms(model)
         # Means over the steps before `start`, where an epoch was cut in two.
         self.before: Row = {}
 
@@ -139,13 +146,15 @@ class _Run:
         saved = self._load()
         epoch, step = (saved.epoch, saved.step) if saved else (0, 0)
         for phase in self.task.phases():
-            if phase.end <= epoch and phase.end < self.recipe.epochs:
+            if (phase.end, 0) < (epoch, step):
                 continue
             schedule = self._compile(phase)
             if saved is not None:
-                begun = (epoch, step) > (phase.begin, 0)
-                _restore(self.model, saved.arrays, optimizer=begun)
+                _restore(self.model, saved.arrays)
                 saved = None
+                if step == 0:
+                    # A kill may have come between checkpoint and model.
+                    self._save_if_best()
             while epoch < phase.end:
                 self._train_epoch(epoch, step, phase, schedule)
                 epoch, step = epoch + 1, 0
@@ -166,31 +175,41 @@ class _Run:
             ("best", BEST, best),
             ("last", LAST, self.rows[-1]),
         ):
-            self.deployed.load_weights(self.output / file)
+            with devices.file_from_first(self.output / file) as path:
+                self.deployed.load_weights(path)
             tested = self.task.evaluate(self.deployed)
             result[name] = {"epoch": row["epoch"], **tested}
-        _write_json(self.output / RESULT, result)
+        if self.first:
+            _write_json(self.output / RESULT, result)
         return result
+
+    def _save_if_best(self) -> None:
+        """Saves the model if the epoch just done is the best.
+
+        After its checkpoint: an epoch that is lost and done again may end with
+        other weights.
+        """
+        best = max(self.rows, key=self._score)
+        if best is self.rows[-1]:
+            with _averaged(self.model):
+                self._save_model(BEST)
 
     def _save_model(self, name: str) -> None:
         self.deployed.set_weights(self.model.get_weights())
+        if not self.first:
+            return
         with written_aside(self.output / name) as aside:
             self.deployed.save(aside)
 
     def _load(self) -> Checkpoint | None:
         """Checks the configuration and reads the last checkpoint."""
-        configuration = self._configuration()
-        path = self.output / CONFIGURATION
-        if self.checkpoints.any():
-            _refuse_other(json.loads(path.read_text()), configuration, path)
-        else:
-            _write_json(path, configuration)
-        saved = self.checkpoints.load_last(self._say)
-        if saved is None:
+        content = devices.from_first(self._read() if self.first else None)
+        if content is None:
             return None
+        saved = checkpoints.decode(content)
         self.rows = saved.progress["rows"]
         self.before = saved.progress["before"]
-        if self.rows:
+        if self.rows and self.first:
             # A kill may have come between the two.
             self.log.rewrite(self.rows)
         within = f", step {saved.step} of the next" if saved.step else ""
@@ -199,6 +218,16 @@ class _Run:
             + within
         )
         return saved
+
+    def _read(self) -> bytes | None:
+        configuration = self._configuration()
+        path = self.output / CONFIGURATION
+        if self.checkpoints.any():
+            _refuse_other(json.loads(path.read_text()), configuration, path)
+        else:
+            _write_json(path, configuration)
+        saved = self.checkpoints.load_last(self._say)
+        return None if saved is None else checkpoints.encode(saved)
 
     def _configuration(self) -> dict[str, Any]:
         return {
@@ -209,6 +238,7 @@ class _Run:
             "train_images": self.feed.train_size,
             "test_images": self.feed.test_size,
             "backend": keras.backend.backend(),
+            "devices": devices.device_count(),
             "versions": {
                 name: importlib.metadata.version(name)
                 for name in ("keras", "numpy", keras.backend.backend())
@@ -280,15 +310,14 @@ class _Run:
                     f"The test loss is {row['val_loss']} after epoch "
                     f"{epoch + 1}, at learning rate {row['learning_rate']:.4g}"
                 )
-            best = max(map(self._score, self.rows), default=-1.0)
-            if self._score(row) > best:
-                self._save_model(BEST)
         self.rows.append(row)
-        self.log.write(self.rows)
+        if self.first:
+            self.log.write(self.rows)
         self.save(epoch + 1, 0)
+        self._save_if_best()
         self._say(
             f"Test: {self.task.told(tested)} "
-            f"(best so far {max(best, self._score(row)):.2%})"
+            f"(best so far {max(map(self._score, self.rows)):.2%})"
         )
 
     def save_within(self, epoch: int, start: int, step: int) -> None:
@@ -308,7 +337,8 @@ class _Run:
                 f"{epoch}, step {step} of the next. The checkpoint before stays"
             )
         progress = {"rows": self.rows, "before": before or {}}
-        self.checkpoints.save(Checkpoint(epoch, step, progress, arrays))
+        if self.first:
+            self.checkpoints.save(Checkpoint(epoch, step, progress, arrays))
 
     def _joined(self, means: Row, start: int, end: int) -> Row:
         """Means over an epoch's steps to `end`, of those from `start` on."""
@@ -412,10 +442,8 @@ def _variables(model: keras.Model) -> Arrays:
     }
 
 
-def _restore(model: keras.Model, arrays: Arrays, optimizer: bool) -> None:
-    groups = {"model": model.variables}
-    if optimizer:
-        groups["optimizer"] = model.optimizer.variables
+def _restore(model: keras.Model, arrays: Arrays) -> None:
+    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
     for group, variables in groups.items():
         for number, variable in enumerate(variables):
             variable.assign(arrays[f"{group}-{number}"])

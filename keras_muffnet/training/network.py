@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import keras
 
-from keras_muffnet.applications import WEIGHTS
 from keras_muffnet.applications import MuffNet
+from keras_muffnet.published import published_weights
 from keras_muffnet.training.recipe import Recipe
 from keras_muffnet.training.recipe import RunRecipe
 
@@ -83,7 +83,7 @@ def load_weights(model: keras.Model, recipe: Recipe) -> None:
     """
     path = recipe.weights
     assert path is not None
-    if path in WEIGHTS:
+    if path in published_weights():
         source = MuffNet(
             alpha=recipe.alpha,
             stem=recipe.stem,
@@ -93,7 +93,7 @@ def load_weights(model: keras.Model, recipe: Recipe) -> None:
     elif not os.path.isfile(path):
         raise ValueError(
             "`weights` must be an existing file or the name of published "
-            f"weights: {', '.join(WEIGHTS) or 'none yet'}. "
+            f"weights: {', '.join(published_weights())}. "
             f"Received: weights={path!r}"
         )
     elif path.endswith(".keras"):

@@ -285,10 +285,15 @@ def recipe_names(kind: type[RunRecipe] = Recipe) -> list[str]:
     return [name for name in names if isinstance(_module(name).RECIPE, kind)]
 
 
-def load_recipe(
-    name: str,
-    kind: type[AnyRecipe] = Recipe,  # type: ignore[assignment]
-) -> AnyRecipe:
+@typing.overload
+def load_recipe(name: str) -> Recipe: ...
+
+
+@typing.overload
+def load_recipe(name: str, kind: type[AnyRecipe]) -> AnyRecipe: ...
+
+
+def load_recipe(name: str, kind: type[RunRecipe] = Recipe) -> RunRecipe:
     """Returns a recipe by its name.
 
     Raises:

@@ -129,7 +129,8 @@ class Classification:
         smoothing = self.recipe.label_smoothing if training else 0.0
         return {
             "loss": cross_entropy(smoothing, gives_logits(model)),
-            "metrics": accuracies(len(self.feed.class_names)),
+            # Images that fill a batch up have no weight.
+            "weighted_metrics": accuracies(len(self.feed.class_names)),
         }
 
     def evaluate(self, model: keras.Model) -> Row:

@@ -1,0 +1,1 @@
+"""The paper's tables, figures and theory, held against what is printed."""

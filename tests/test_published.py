@@ -1,0 +1,187 @@
+"""Weights that ship with the package, and how they are made of a run."""
+
+import hashlib
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+from keras_muffnet import MuffNet
+from keras_muffnet import published
+from keras_muffnet import published_weights
+from tests.conftest import ROOT
+from tools import publish_weights
+
+CIFAR = ROOT.parent / "shared/data/cifar10.tar.xz"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder, of a small network on the digits."""
+    folder = tmp_path_factory.mktemp("run")
+    keras.utils.set_random_seed(0)
+    model = MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=10)
+    model.save(folder / "best.keras")
+    digits = [str(digit) for digit in range(10)]
+    configuration = {
+        "settings": {"alpha": 0.1, "size": 32, "stem": "auto", "epochs": 1}
+        | {"seed": 0, "mixup": None},
+        "network": model.name,
+        "parameters": model.count_params(),
+        "classes": digits,
+        "train_images": 1437,
+        "test_images": 360,
+        "versions": {"keras": keras.__version__},
+    }
+    result = {"best": {"epoch": 1, "accuracy": 0.1, "top5_accuracy": 0.5}}
+    (folder / "configuration.json").write_text(json.dumps(configuration))
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "log.csv").write_text(
+        "epoch,accuracy,val_accuracy\n1,0.25,0.125\n"
+    )
+    (folder / "curves.png").write_bytes(b"picture")
+    (folder / "card.md").write_text("About the digits.\n")
+    return folder, model
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder in place of the package's."""
+    for module in (published, publish_weights):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "weights")
+    (tmp_path / "weights").mkdir()
+    return tmp_path / "weights"
+
+
+def publish(run, monkeypatch):
+    flags = {
+        "--run": run,
+        "--name": "digits",
+        "--data": "digits",
+        "--card": run / "card.md",
+        "--command": "python tools/train.py",
+    }
+    given = [str(part) for pair in flags.items() for part in pair]
+    monkeypatch.setattr("sys.argv", ["publish_weights.py", *given])
+    publish_weights.main()
+
+
+def test_a_run_is_published(run, folder, monkeypatch):
+    source, model = run
+    publish(source, monkeypatch)
+    names = {path.name for path in folder.iterdir()}
+    parts = ("weights.h5", "md", "csv", "png")
+    assert names == {"catalogue.json", *(f"digits_0.1.{p}" for p in parts)}
+    [(name, entry)] = published_weights().items()
+    assert name == "digits"
+    assert entry.class_names == tuple("0123456789")
+    assert entry.stem == "cifar"
+    content = (folder / "digits_0.1.weights.h5").read_bytes()
+    assert entry.sha256 == {0.1: hashlib.sha256(content).hexdigest()}
+    card = (folder / "digits_0.1.md").read_text()
+    assert "| top 1, top 5 |" in card
+    assert "25.00% on augmented training images" in card
+    assert "About the digits." in card
+
+    loaded = MuffNet((32, 32, 3), alpha=0.1, weights="digits", classes=10)
+    for ours, theirs in zip(loaded.weights, model.weights, strict=True):
+        assert ours.dtype == "float32"
+        expected = np.float16(keras.ops.convert_to_numpy(theirs))
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(ours), expected
+        )
+
+
+def test_without_classifier_any_size_stem_and_upstream(
+    run, folder, monkeypatch
+):
+    source, model = run
+    publish(source, monkeypatch)
+    photos = keras.Input((96, 64, 3))
+    # A convolution upstream has no weights in the file.
+    x = keras.layers.Conv2D(3, 1, name="upstream")(photos)
+    body = MuffNet(
+        input_tensor=x,
+        alpha=0.1,
+        include_top=False,
+        pooling="avg",
+        weights="digits",
+    )
+    assert body.output_shape == (None, 1024)
+    assert body.get_layer("stem_conv").strides == (2, 2)
+    for layer in body.layers:
+        if layer.weights and layer.name != "upstream":
+            for ours, theirs in zip(
+                layer.get_weights(),
+                model.get_layer(layer.name).get_weights(),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(ours, np.float16(theirs))
+
+
+def test_damage_is_found(run, folder, monkeypatch):
+    publish(run[0], monkeypatch)
+    path = folder / "digits_0.1.weights.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=r"digits_0.1.weights.h5.*damaged"):
+        MuffNet((32, 32, 3), alpha=0.1, weights="digits", classes=10)
+
+
+def test_accuracy_lost_in_float16_refuses(run, folder, monkeypatch):
+    source = folder / "run"
+    shutil.copytree(run[0], source)
+    figures = iter([0.9, 0.8])
+    monkeypatch.setattr(
+        publish_weights, "accuracy", lambda *args: next(figures)
+    )
+    with pytest.raises(SystemExit, match=r"from 90\.00% to 80\.00%"):
+        publish(source, monkeypatch)
+    assert {path.name for path in folder.iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        ({"alpha": 1.0}, ["`alpha` must be one of 0.5", "alpha=1.0"]),
+        ({"classes": 1000}, ["`classes` must be 10", "classes=1000"]),
+        ({"input_shape": (224, 224, 3)}, ["`stem`", "32x32", "'imagenet'"]),
+        ({"input_shape": (32, 32, 1)}, ["`input_shape`", "3 channels"]),
+        ({"weights": "cifar"}, ["`weights`", "cifar10", "'cifar'"]),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, fragments):
+    fitting = {"input_shape": (32, 32, 3), "alpha": 0.5, "classes": 10}
+    with pytest.raises(ValueError) as caught:
+        MuffNet(**{**fitting, "weights": "cifar10", **arguments})
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
+def test_what_ships_is_whole():
+    """Each network has weights that are what the catalogue says, and a card."""
+    assert set(published_weights()) == {"cifar10"}
+    for name, entry in published_weights().items():
+        for alpha in entry.sha256:
+            assert published.weights_file(name, alpha).is_file()
+            stem = published.file_stem(name, alpha)
+            card = (published.FOLDER / f"{stem}.md").read_text()
+            for part in ("licen", "seed", "intended use", f"{stem}.png"):
+                assert part in card.lower()
+            for suffix in ("csv", "png"):
+                assert (published.FOLDER / f"{stem}.{suffix}").is_file()
+
+
+@pytest.mark.skipif(
+    not CIFAR.exists(), reason="CIFAR-10 (JPEG) lies beside the project only"
+)
+@pytest.mark.slow
+def test_card_tells_the_accuracy():
+    """The shipped weights have the accuracy of their card, measured anew."""
+    model = MuffNet((32, 32, 3), alpha=0.5, weights="cifar10", classes=10)
+    found = publish_weights.accuracy(model, str(CIFAR), 32)
+    card = (published.FOLDER / "cifar10_0.5.md").read_text()
+    assert f"| top 1, top 5 | {found:.2%}," in card

@@ -1,0 +1,202 @@
+"""Several devices and processes train as one does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_muffnet.training import devices
+from keras_muffnet.training import use_devices
+from tests.conftest import ROOT
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+KERAS = {
+    "KERAS_DISTRIBUTION_JOB_ADDRESSES": "a:1,b:1",
+    "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+    "KERAS_DISTRIBUTION_PROCESS_ID": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "found"),
+    [
+        ({}, (None, None, None), None),
+        ({}, (None, 1, None), None),
+        (SLURM, (None, 1, None), None),
+        ({}, ("a:1", 3, 2), (3, 2, "a:1", ())),
+        (KERAS, (None, None, None), (2, 0, "a:1", ())),
+        (KERAS, ("c:2", None, 1), (2, 1, "c:2", ())),
+        (SLURM, (None, None, None), (2, 1, None, ())),
+        (SLURM, ("c:2", None, None), (2, 1, "c:2", ())),
+        # A script that sbatch started, not srun.
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, (None, None, None), None),
+        # Two tasks of one host see the same GPUs, or each its own.
+        (
+            {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1"},
+            (None, None, None),
+            (2, 1, None, (1,)),
+        ),
+        (
+            {
+                **SLURM,
+                "SLURM_STEP_TASKS_PER_NODE": "2",
+                "SLURM_LOCALID": "1",
+                "CUDA_VISIBLE_DEVICES": "1",
+            },
+            (None, None, None),
+            (2, 1, None, ()),
+        ),
+    ],
+)
+def test_processes_are_found(environment, flags, found):
+    assert devices.find_processes(environment, *flags) == found
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "error"),
+    [
+        ({}, ("a:1", None, 0), "`processes` must be 1 or more"),
+        ({}, ("a:1", 2, None), "`process_index` 0 or more"),
+        ({}, ("a:1", 2, 2), "processes=2, process_index=2"),
+        ({}, ("a:1", 0, 0), "processes=0, process_index=0"),
+        ({}, (None, 2, 0), "`coordinator` must be given"),
+        ({}, ("a", 2, 0), "HOST:PORT. Received: coordinator='a'"),
+        (
+            {**KERAS, "KERAS_DISTRIBUTION_PROCESS_ID": "x"},
+            (None, None, None),
+            "KERAS_DISTRIBUTION_PROCESS_ID='x'",
+        ),
+    ],
+)
+def test_what_is_lacking_is_named(environment, flags, error):
+    with pytest.raises(ValueError, match=error):
+        devices.find_processes(environment, *flags)
+
+
+def test_what_a_backend_cannot_do_is_refused(run_python):
+    processes = devices.Processes(2, 0, "a:1")
+    with pytest.raises(ValueError, match="but on the backend jax"):
+        use_devices(8, processes)
+    with pytest.raises(ValueError, match="at most 1 on the backend tensorflow"):
+        use_devices(8, count=2)
+    assert use_devices(7) == 1
+    code = (
+        "from keras_muffnet.training import use_devices, devices\n"
+        "assert use_devices(7) == 1 and devices.device_count() == 1\n"
+        "try: use_devices(8, count=2)\n"
+        "except ValueError as error: print(error)"
+    )
+    assert run_python("-c", code, KERAS_BACKEND="torch") == (
+        "`devices` must be at least 1 and at most 1 on the backend torch: "
+        "Keras trains on one device there. Received: devices=2\n"
+    )
+
+
+def start(backend, *args, **environment):
+    code = (
+        "import sys, runpy\n"
+        f"if {backend!r} == 'jax': sys.modules['tensorflow'] = None\n"
+        "runpy.run_module('tests.devices_run', run_name='__main__',"
+        " alter_sys=True)"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": backend, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process, status=0):
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == status, err
+    return json.loads(out.splitlines()[-1]) if status == 0 else out
+
+
+def pair(folders, stop):
+    """Two processes on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        start("jax", folder, 1, stop, address, 2, index)
+        for index, folder in enumerate(folders)
+    ]
+
+
+def assert_same(one, other):
+    for a, b in zip(one["weights"], other["weights"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    for name in ("best", "last"):
+        for key, value in one["result"][name].items():
+            assert other["result"][name][key] == pytest.approx(value, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process with one device."""
+    return ended(start("jax", tmp_path_factory.mktemp("alone"), 1, 9))
+
+
+def test_two_processes_train_as_one(alone, tmp_path):
+    folders = tmp_path / "first", tmp_path / "second"
+    # Both end before the second epoch, and go on from the first's checkpoint.
+    stopped = pair(folders, stop=1)
+    assert all("stopped" in ended(one, status=3) for one in stopped)
+    runs = [ended(one) for one in pair(folders, stop=9)]
+    for run in runs:
+        assert_same(alone, run)
+        assert run["devices"] == 2
+        # Six batches of 48 are in an epoch.
+        assert run["read"] == 6 * 24
+    assert alone["read"] == 6 * 48
+    assert not folders[1].exists()
+    assert "best.keras" in runs[0]["files"]
+    log = (folders[0] / "log.csv").read_text().splitlines()
+    assert len(log) == 3
+
+
+def test_two_devices_of_jax_train_as_one(alone, tmp_path):
+    flags = "--xla_force_host_platform_device_count=2"
+    run = ended(start("jax", tmp_path, 1, 9, XLA_FLAGS=flags))
+    assert run["devices"] == 2
+    assert_same(alone, run)
+
+
+def test_two_devices_of_tensorflow_train_as_one(tmp_path):
+    one = ended(start("tensorflow", tmp_path / "1", 1, 9))
+    two = ended(start("tensorflow", tmp_path / "2", 2, 9))
+    assert (one["devices"], two["devices"]) == (1, 2)
+    assert_same(one, two)
+
+
+def test_a_process_that_fails_ends_the_others():
+    code = (
+        "import sys, time\nif sys.argv[-1] == '1': sys.exit(4)\ntime.sleep(60)"
+    )
+    assert devices.run_here([sys.executable, "-c", code], 2) == 4
+    assert devices.run_here([sys.executable, "-c", "pass"], 2) == 0
+
+
+def test_xla_does_not_compile_for_several_devices_of_tensorflow(monkeypatch):
+    assert devices.jit_compile(None) == "auto"
+    assert devices.jit_compile(True) is True
+    monkeypatch.setattr(devices, "device_count", lambda: 2)
+    assert keras.backend.backend() == "tensorflow"
+    assert devices.jit_compile(None) is False
+    with pytest.raises(ValueError, match="`jit_compile` must not be True"):
+        devices.jit_compile(True)
