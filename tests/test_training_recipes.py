@@ -90,14 +90,14 @@ def test_a_setting_that_cannot_be_is_refused(settings, error):
 
 
 def test_an_unknown_recipe_lists_those_there_are():
-    with pytest.raises(ValueError, match="one of cifar, cifar_fast, imagenet"):
+    with pytest.raises(ValueError, match="one of cifar, cifar_cpu, cifar_fast"):
         load_recipe("mnist")
 
 
 def overridden(monkeypatch, *arguments):
     module = runpy.run_path(TRAIN)
     monkeypatch.setattr("sys.argv", ["train.py", *arguments])
-    return module["overridden"](module["parse_args"]())
+    return module["overridden"](module["parse_args"](), Recipe)
 
 
 def test_the_command_line_overrides_the_recipe(monkeypatch):
