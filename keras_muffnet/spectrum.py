@@ -205,7 +205,7 @@ def log_crossing(matrix: Matrix, size: int) -> float:
         return bool(total >= plain)
 
     # Equal but for rounding, as they are for L = 1.
-    if terms[-1] >= plain - 1e-12 * abs(plain):
+    if terms[-1] >= plain - 1e-12 * max(1.0, abs(plain)):
         return -math.inf
     growing = np.isfinite(terms) & (powers > 0)
     if not growing.any():

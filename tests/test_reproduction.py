@@ -5,6 +5,7 @@ import sys
 
 import keras
 import pytest
+from scipy import ndimage
 
 from keras_muffnet import SharingMatrix
 from keras_muffnet import StageSpec
@@ -296,15 +297,15 @@ def test_figures_have_the_same_bytes_each_time(draw, tmp_path):
 
 
 def test_inference_shows_the_groups_that_each_step_adds(tmp_path):
-    shares = []
+    counts = []
     for rows in ([[3]], [[1, 1, 1], [0, 1, 1], [0, 0, 1]]):
         path = tmp_path / "inference.png"
         diagrams.plot_inference(SharingMatrix.from_rows(rows), path)
         picture = image.imread(path)[..., :3]
-        new = (picture[..., 2] - picture[..., 0] > 0.5).mean()
-        shares.append(new * picture[..., 0].size)
-    # Each group is new once: six of them, and one.
-    assert shares[1] / shares[0] == pytest.approx(6, rel=0.15)
+        _, count = ndimage.label(picture[..., 2] - picture[..., 0] > 0.5)
+        counts.append(count)
+    # Each group is new once, and a patch of its own colour: one, and six.
+    assert counts == [1, 6]
 
 
 def test_markdown_leaves_out_what_is_empty_everywhere(tmp_path):

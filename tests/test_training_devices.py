@@ -61,7 +61,8 @@ KERAS = {
     ],
 )
 def test_processes_are_found(environment, flags, found):
-    assert devices.find_processes(environment, *flags) == found
+    expected = found and devices.Processes(*found)
+    assert devices.find_processes(environment, *flags) == expected
 
 
 @pytest.mark.parametrize(

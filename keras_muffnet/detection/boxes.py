@@ -84,6 +84,8 @@ def decode(codes: Any, anchors: Any) -> Any:
     Returns:
         Float boxes `(..., 4)`, not clipped.
     """
+    # PyTorch does not take arrays and tensors together.
+    codes, anchors = map(ops.convert_to_tensor, (codes, anchors))
     anchor_centre, anchor_size = _centre_and_size(anchors)
     centre = codes[..., :2] * CENTRE_SCALE * anchor_size + anchor_centre
     logarithm = ops.minimum(codes[..., 2:] * SIZE_SCALE, _LARGEST)
