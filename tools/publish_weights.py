@@ -1,7 +1,8 @@
 r"""Makes weights that ship with the package of a run of tools/train.py.
 
     python tools/publish_weights.py --run runs/cifar_cpu --name cifar10 \
-        --data cifar10/ --card docs/cifar10.md
+        --data cifar10/ --card about.md \
+        --command "python tools/train.py cifar_cpu --data cifar10/"
 
 Takes the run's best weights, halves them to float16, and evaluates both on the
 test images: the accuracy may not fall by more than one image in a thousand.

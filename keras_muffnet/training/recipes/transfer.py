@@ -8,8 +8,8 @@ follows it too, at a tenth of the learning rate. `--size`, `--alpha` and
 `--stem` are those of the weights; of published ones only `--alpha` must be.
 `--unfreeze-from none` trains all layers.
 
-Cost: minutes on a CPU for some thousand images of 64x64. Result: see
-`tools/benchmark_transfer.py`, at 32x32 and with fewer epochs.
+Cost: minutes on a CPU for some thousand images of 64x64. Result: not run;
+`tools/benchmark_transfer.py` compares it with training from scratch.
 """
 
 from keras_muffnet.training.recipe import Recipe
