@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from keras_muffnet.presets import (
         stages_from_notation as stages_from_notation,
     )
+    from keras_muffnet.published import (
+        published_detectors as published_detectors,
+    )
     from keras_muffnet.published import published_weights as published_weights
 
 __version__ = "0.1.0"
@@ -35,6 +38,7 @@ _HOMES = {
     "count_complexity": "complexity",
     "decode_predictions": "applications",
     "preprocess_input": "applications",
+    "published_detectors": "published",
     "published_weights": "published",
     "stages_for_budget": "budget",
     "stages_from_notation": "presets",

@@ -1,8 +1,8 @@
 """Weights that ship with the package: what they fit, and their files.
 
 `keras_muffnet/weights/` holds, for each network, its weights in float16, a
-model card, the log of its run and the picture of that; and `catalogue.json`,
-which `tools/publish_weights.py` writes.
+model card, the log of its run and the picture of that; and two catalogues, of
+classifiers and of detectors, which `tools/publish_weights.py` writes.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import pathlib
 
 FOLDER = pathlib.Path(__file__).parent / "weights"
 CATALOGUE = "catalogue.json"
+DETECTORS = "detectors.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +33,29 @@ class PublishedWeights:
     sha256: dict[float, str]
 
 
+@dataclasses.dataclass(frozen=True)
+class PublishedDetector:
+    """A detector, MuffNet with SSD's head.
+
+    Attributes:
+        class_names: a name for each class, in order.
+        size: height and width in pixels of its images.
+        alpha: width multiplier of MuffNet.
+        extra_filters: see `keras_muffnet.detection.SSD`.
+        scales: the same.
+        sha256: checksum of its file.
+    """
+
+    class_names: tuple[str, ...]
+    size: int
+    alpha: float
+    extra_filters: tuple[int, ...]
+    scales: tuple[float, ...]
+    sha256: str
+
+
 def published_weights() -> dict[str, PublishedWeights]:
-    """Returns all weights that ship, by name."""
+    """Returns all weights of classifiers that ship, by name."""
     return _read_catalogue(FOLDER / CATALOGUE)
 
 
@@ -67,11 +89,45 @@ def weights_file(name: str, alpha: float) -> pathlib.Path:
             f"`alpha` must be one of {', '.join(map(str, sorted(sha256)))} for "
             f"the published weights {name!r}. Received: alpha={alpha!r}"
         )
-    path = FOLDER / f"{file_stem(name, alpha)}.weights.h5"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256[alpha]:
+    return _checked(file_stem(name, alpha), sha256[alpha])
+
+
+def published_detectors() -> dict[str, PublishedDetector]:
+    """Returns all detectors that ship, by name.
+
+    `keras_muffnet.detection.pretrained_ssd` builds one.
+    """
+    return _read_detectors(FOLDER / DETECTORS)
+
+
+@functools.cache
+def _read_detectors(path: pathlib.Path) -> dict[str, PublishedDetector]:
+    return {
+        name: PublishedDetector(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in e.items()}
+        )
+        for name, e in json.loads(path.read_text()).items()
+    }
+
+
+def detector_file(name: str) -> pathlib.Path:
+    """Returns the weights of a published detector, which it has checked.
+
+    Args:
+        name: one of `published_detectors()`.
+
+    Raises:
+        OSError: if the file is damaged or missing.
+    """
+    return _checked(name, published_detectors()[name].sha256)
+
+
+def _checked(stem: str, sha256: str) -> pathlib.Path:
+    path = FOLDER / f"{stem}.weights.h5"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise OSError(
             f"The published weights {str(path)!r} are damaged: their SHA-256 "
-            f"is not {sha256[alpha]}. Install the package again"
+            f"is not {sha256}. Install the package again"
         )
     return path
 

@@ -1,5 +1,7 @@
 """Weights that ship with the package, and how they are made of a run."""
 
+import csv
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -10,7 +12,12 @@ import pytest
 
 from keras_muffnet import MuffNet
 from keras_muffnet import published
+from keras_muffnet import published_detectors
 from keras_muffnet import published_weights
+from keras_muffnet.detection import pretrained_ssd
+from keras_muffnet.training import DetectionRecipe
+from keras_muffnet.training import build_detector
+from keras_muffnet.training import load_detector
 from tests.conftest import ROOT
 from tools import publish_weights
 
@@ -39,9 +46,8 @@ def run(tmp_path_factory):
     (folder / "configuration.json").write_text(json.dumps(configuration))
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "log.csv").write_text(
-        "epoch,accuracy,val_accuracy\n1,0.25,0.125\n"
+        "epoch,accuracy,val_accuracy,loss,val_loss\n1,0.25,0.125,2,2.5\n"
     )
-    (folder / "curves.png").write_bytes(b"picture")
     (folder / "card.md").write_text("About the digits.\n")
     return folder, model
 
@@ -55,16 +61,16 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "weights"
 
 
-def publish(run, monkeypatch):
+def publish(run, monkeypatch, *before, data="digits"):
     flags = {
-        "--run": run,
         "--name": "digits",
-        "--data": "digits",
+        "--data": data,
         "--card": run / "card.md",
         "--command": "python tools/train.py",
     }
-    given = [str(part) for pair in flags.items() for part in pair]
-    monkeypatch.setattr("sys.argv", ["publish_weights.py", *given])
+    given = [part for pair in flags.items() for part in pair]
+    given += ["--run", *before, run]
+    monkeypatch.setattr("sys.argv", ["publish_weights.py", *map(str, given)])
     publish_weights.main()
 
 
@@ -92,6 +98,94 @@ def test_a_run_is_published(run, folder, monkeypatch):
         np.testing.assert_array_equal(
             keras.ops.convert_to_numpy(ours), expected
         )
+
+
+def test_runs_in_a_row_have_one_log(run, folder, monkeypatch):
+    source, _ = run
+    publish(source, monkeypatch, source)
+    with open(folder / "digits_0.1.csv", newline="") as file:
+        epochs = [row["epoch"] for row in csv.DictReader(file)]
+    assert epochs == ["1", "2"]
+    card = (folder / "digits_0.1.md").read_text()
+    assert "| epochs | 2; the weights are of epoch 2 |" in card
+
+
+@pytest.fixture
+def detector_run(tmp_path):
+    """A run's folder of a small detector, with images and boxes."""
+    keras.utils.set_random_seed(0)
+    recipe = DetectionRecipe(
+        size=64,
+        alpha=0.1,
+        extra_width=0.05,
+        anchor_scale=0.7,
+        batch_size=2,
+        epochs=1,
+        learning_rate=0.1,
+        train_split="trainval",
+    )
+    model = build_detector(recipe, 2)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    model.save(folder / "last.keras")
+    configuration = {
+        "settings": dataclasses.asdict(recipe),
+        "network": model.name,
+        "parameters": model.count_params(),
+        "classes": ["cat", "dog"],
+        "train_images": 4,
+        "test_images": 2,
+        "versions": {"keras": keras.__version__},
+    }
+    result = {"last": {"epoch": 1, "ap50": 0.1, "loss": 1.0}}
+    (folder / "configuration.json").write_text(json.dumps(configuration))
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "log.csv").write_text("epoch,loss,val_loss,val_ap50\n1,9,8,0.1\n")
+    (folder / "card.md").write_text("About the animals.\n")
+    return folder, model
+
+
+def test_a_detector_is_published(detector_run, folder, monkeypatch):
+    source, model = detector_run
+    monkeypatch.setattr(
+        publish_weights, "average_precision", lambda *arguments: 0.125
+    )
+    (folder / "catalogue.json").write_text("{}")
+    publish(source, monkeypatch, data="voc/")
+    assert set(published_detectors()) == {"digits"}
+    entry = published_detectors()["digits"]
+    assert entry.class_names == ("cat", "dog")
+    card = (folder / "digits.md").read_text()
+    assert "| AP50 | 12.50% on 2 test images |" in card
+    assert "evaluate_detector.py --model digits --data voc/" in card
+    loaded = pretrained_ssd("digits")
+    assert loaded.layers[-1].get_config() == model.layers[-1].get_config()
+    for ours, theirs in zip(loaded.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(ours),
+            np.float16(keras.ops.convert_to_numpy(theirs)),
+        )
+    assert load_detector("digits").size == (64, 64)
+    again = dataclasses.replace(
+        DetectionRecipe(
+            **json.loads((source / "configuration.json").read_text())[
+                "settings"
+            ]
+        ),
+        weights="digits",
+    )
+    started = build_detector(again, 2)
+    for ours, theirs in zip(started.weights, loaded.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    path = folder / "digits.weights.h5"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(OSError, match=r"digits.weights.h5.*damaged"):
+        pretrained_ssd("digits")
+
+
+def test_an_unknown_detector_is_refused():
+    with pytest.raises(ValueError, match="`name` must be one of"):
+        pretrained_ssd("cells")
 
 
 def test_without_classifier_any_size_stem_and_upstream(
@@ -182,6 +276,6 @@ def test_what_ships_is_whole():
 def test_card_tells_the_accuracy():
     """The shipped weights have the accuracy of their card, measured anew."""
     model = MuffNet((32, 32, 3), alpha=0.5, weights="cifar10", classes=10)
-    found = publish_weights.accuracy(model, str(CIFAR), 32)
+    found = publish_weights.accuracy(model, str(CIFAR), {"size": 32})
     card = (published.FOLDER / "cifar10_0.5.md").read_text()
     assert f"| top 1, top 5 | {found:.2%}," in card

@@ -151,9 +151,9 @@ def test_a_detector_starts_from_a_classifier_and_from_a_detector(tmp_path):
     ("settings", "message"),
     [
         ({"weights": "none.keras"}, "`weights` of a detector must be"),
-        ({"backbone": "Nothing"}, "`backbone` must be 'muffnet' or"),
+        ({"backbone": "Nothing"}, "`backbone` must be 'muffnet', one of"),
         (
-            {"backbone": "MobileNet", "alpha": 0.5},
+            {"backbone": "EfficientNetB0", "alpha": 0.5},
             "`alpha` must be 1 for backbones",
         ),
     ],

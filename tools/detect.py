@@ -5,10 +5,11 @@ r"""Draws the objects that a detector finds on an image, a folder or a video.
     python tools/detect.py --model detector.tflite photos/ --output boxes/
     python tools/detect.py --model served/ film.mp4 --output boxes.mp4
 
-The model is a `.keras` file, a SavedModel (or the folder of its versions) or a
-`.tflite` file; pixels are scaled as `preprocess_input` does. Of a folder all
-images are taken, and the pictures have their names, as PNG files. Prints what
-was found, box by box, in pixels of the image: of a video, frame by frame.
+The model is the name of a detector that ships, a `.keras` file, a SavedModel
+(or the folder of its versions) or a `.tflite` file; pixels are scaled as
+`preprocess_input` does. Of a folder all images are taken, and the pictures have
+their names, as PNG files. Prints what was found, box by box, in pixels of the
+image: of a video, frame by frame.
 """
 
 import argparse
@@ -57,8 +58,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--labels",
         type=pathlib.Path,
-        help="text file with the name of a class on each line (default: their "
-        "numbers)",
+        help="text file with the name of a class on each line (default: those "
+        "of a detector that ships, else their numbers)",
     )
     parser.add_argument(
         "--threshold",
@@ -77,6 +78,7 @@ def parse_args() -> argparse.Namespace:
 
 def detect(args: argparse.Namespace) -> None:
     """Detects, draws, writes and prints."""
+    from keras_muffnet.published import published_detectors
     from keras_muffnet.training import load_detector
 
     if not args.input.exists():
@@ -89,6 +91,8 @@ def detect(args: argparse.Namespace) -> None:
             f"Received: {args.input}"
         )
     labels: list[str] = []
+    if str(args.model) in published_detectors():
+        labels = list(published_detectors()[str(args.model)].class_names)
     if args.labels:
         labels = args.labels.read_text(encoding="utf-8").splitlines()
     mark = functools.partial(

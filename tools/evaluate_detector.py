@@ -3,11 +3,12 @@
     python tools/evaluate_detector.py --model runs/cells/last.keras --data VOC/
     python tools/evaluate_detector.py --model d.tflite --data coco/ --split val
 
-The model is a `.keras` file, a SavedModel (or the folder of its versions) or a
-`.tflite` file; pixels are scaled as `preprocess_input` does. Prints COCO's
-twelve figures, and Pascal VOC's average precision of each class at an IoU of
-0.5, of the whole area and at 11 points. Writes them to `evaluation.json`, and
-to `boxes.png` a sheet of images with what was found, their scores, in them.
+The model is the name of a detector that ships, a `.keras` file, a SavedModel
+(or the folder of its versions) or a `.tflite` file; pixels are scaled as
+`preprocess_input` does. Prints COCO's twelve figures, and Pascal VOC's average
+precision of each class at an IoU of 0.5, of the whole area and at 11 points.
+Writes them to `evaluation.json`, and to `boxes.png` a sheet of images with what
+was found, their scores, in them.
 """
 
 import argparse

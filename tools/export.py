@@ -41,7 +41,10 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help=".keras file, or .tflite file")
+    source.add_argument(
+        "--model",
+        help=".keras or .tflite file, or the name of a detector that ships",
+    )
     source.add_argument("--weights", help="weights of a MuffNet; see --alpha")
     parser.add_argument("--alpha", type=float, help="of --weights")
     parser.add_argument("--size", type=int, help="of --weights, in pixels")
@@ -77,6 +80,7 @@ def export(args: argparse.Namespace) -> pathlib.Path:
     from keras_muffnet.detection.ssd import is_detector
     from keras_muffnet.export import export_saved_model
     from keras_muffnet.export import publish_litert
+    from keras_muffnet.published import published_detectors
 
     if args.model and args.model.endswith(".tflite"):
         if args.format != "litert" or args.labels or args.normalization:
@@ -90,6 +94,8 @@ def export(args: argparse.Namespace) -> pathlib.Path:
     labels = None
     if args.labels:
         labels = args.labels.read_text(encoding="utf-8").splitlines()
+    elif args.format != "litert" and args.model in published_detectors():
+        labels = list(published_detectors()[args.model].class_names)
     if args.format == "litert" and labels and is_detector(model):
         raise ValueError(
             "--labels must be left out for --format litert of a detector, "
@@ -117,7 +123,11 @@ def load_model(args: argparse.Namespace) -> Any:
     import keras
 
     from keras_muffnet import MuffNet
+    from keras_muffnet.detection import pretrained_ssd
+    from keras_muffnet.published import published_detectors
 
+    if args.model in published_detectors():
+        return pretrained_ssd(args.model)
     if args.model:
         return keras.saving.load_model(args.model, compile=False)
     for name in ("alpha", "size", "classes"):

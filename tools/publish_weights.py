@@ -1,14 +1,17 @@
-r"""Makes weights that ship with the package of a run of tools/train.py.
+r"""Makes weights that ship with the package of runs of this folder's trainers.
 
     python tools/publish_weights.py --run runs/cifar_cpu --name cifar10 \
         --data cifar10/ --card about.md \
         --command "python tools/train.py cifar_cpu --data cifar10/"
 
-Takes the run's best weights, halves them to float16, and evaluates both on the
-test images: the accuracy may not fall by more than one image in a thousand.
-Then the weights, a model card, the run's log and its curves are written to
-`keras_muffnet/weights/`, and their checksum to `catalogue.json` there. The
-model card is the run's figures, and the text of `--card` on the images.
+Takes a classifier's best weights, or a detector's last, halves them to float16,
+and evaluates both on the test images: top-1 accuracy or AP50 may not fall by
+more than 0.1 points. Then the weights, a model card, the log and its curves are
+written to `keras_muffnet/weights/`, and the checksum to the catalogue there.
+The model card is the run's figures, and the text of `--card` on the images.
+
+Several runs may be given, in order, each of which started from the weights of
+the one before: the log and the curves then have the epochs of all.
 """
 
 import argparse
@@ -16,12 +19,13 @@ import csv
 import hashlib
 import json
 import pathlib
-import shutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from typing import Any
 
 from keras_muffnet.files import written_aside
 from keras_muffnet.published import CATALOGUE
+from keras_muffnet.published import DETECTORS
 from keras_muffnet.published import FOLDER
 from keras_muffnet.published import file_stem
 
@@ -47,7 +51,11 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--run", required=True, type=pathlib.Path, help="folder of the run"
+        "--run",
+        required=True,
+        type=pathlib.Path,
+        nargs="+",
+        help="folder of the run, or of several in order",
     )
     parser.add_argument(
         "--name", required=True, help="name of the weights, such as cifar10"
@@ -62,7 +70,7 @@ def parse_args() -> argparse.Namespace:
         help="Markdown on the images: what they are, licence, intended use",
     )
     parser.add_argument(
-        "--command", required=True, help="what the run was started with"
+        "--command", required=True, help="what the runs were started with"
     )
     return parser.parse_args()
 
@@ -71,33 +79,66 @@ def publish(args: argparse.Namespace) -> None:
     """Evaluates, and writes the files."""
     import keras
 
+    import keras_muffnet.detection.ssd
     import keras_muffnet.layers  # noqa: F401  for models that are loaded
+    from keras_muffnet.plots import plot_curves
 
-    configuration = json.loads((args.run / "configuration.json").read_text())
-    result = json.loads((args.run / "result.json").read_text())
+    run = args.run[-1]
+    configuration = json.loads((run / "configuration.json").read_text())
+    result = json.loads((run / "result.json").read_text())
     settings = configuration["settings"]
     about = args.card.read_text()
-    model = keras.saving.load_model(args.run / "best.keras", compile=False)
-    stem = file_stem(args.name, settings["alpha"])
+    log = joined_logs(args.run)
+    if "extra_width" in settings:
+        stem, taken, score = args.name, "last", "ap50"
+        measure: Callable[..., float] = average_precision
+    else:
+        stem = file_stem(args.name, settings["alpha"])
+        taken, score, measure = "best", "accuracy", accuracy
+    model = keras.saving.load_model(run / f"{taken}.keras", compile=False)
     with written_aside(FOLDER / f"{stem}.weights.h5") as aside:
         halved(model).save_weights(aside)
-        before = accuracy(model, args.data, settings["size"])
+        before = measure(model, args.data, settings)
         model.load_weights(aside)
-        after = accuracy(model, args.data, settings["size"])
-        print(f"Top 1: {before:.2%} in float32, {after:.2%} in float16")
+        after = measure(model, args.data, settings)
+        print(f"{score}: {before:.2%} in float32, {after:.2%} in float16")
         if after < before - ALLOWED_LOSS:
             raise ValueError(
                 f"float16 must not cost more than {ALLOWED_LOSS:.2%}. "
                 f"Received: from {before:.2%} to {after:.2%}"
             )
         sha256 = hashlib.sha256(aside.read_bytes()).hexdigest()
-    shutil.copy(args.run / "log.csv", FOLDER / f"{stem}.csv")
-    shutil.copy(args.run / "curves.png", FOLDER / f"{stem}.png")
-    card = model_card(stem, args, configuration, result["best"], after, about)
-    with written_aside(FOLDER / f"{stem}.md") as aside:
-        aside.write_text(card)
-    enter(args.name, configuration, sha256)
+        with written_aside(FOLDER / f"{stem}.csv") as path:
+            write_log(path, log)
+        with written_aside(FOLDER / f"{stem}.png") as path:
+            history = {k: [float(row[k]) for row in log] for k in log[0]}
+            plot_curves(history, path, score)
+        card = model_card(
+            stem, args, configuration, log, result[taken], after, about
+        )
+        with written_aside(FOLDER / f"{stem}.md") as path:
+            path.write_text(card)
+    # Next to each other: between the two the checksum refuses the weights.
+    enter(args.name, configuration, model, sha256)
     print(f"Files: {FOLDER}/{stem}.*")
+
+
+def joined_logs(runs: list[pathlib.Path]) -> list[dict[str, str]]:
+    """Returns the rows of the logs of runs, their epochs counted on."""
+    rows: list[dict[str, str]] = []
+    for run in runs:
+        with open(run / "log.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                rows.append({**row, "epoch": str(len(rows) + 1)})
+    return rows
+
+
+def write_log(path: pathlib.Path, rows: list[dict[str, str]]) -> None:
+    """Writes a log as CSV."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def halved(model: "keras.Model") -> "keras.Model":
@@ -114,14 +155,16 @@ def halved(model: "keras.Model") -> "keras.Model":
     return copy
 
 
-def accuracy(model: "keras.Model", data: str, size: int) -> float:
-    """Top-1 accuracy on the test images."""
+def accuracy(
+    model: "keras.Model", data: str, settings: dict[str, Any]
+) -> float:
+    """Top-1 accuracy of a classifier on the test images."""
     from keras_muffnet import data as images
 
     feed = images.make_feed(
         images.open_source(data),
         images.PLAIN,
-        size=(size, size),
+        size=(settings["size"], settings["size"]),
         batch_size=250,
         train_split="test",  # the other one is not opened
     )
@@ -134,29 +177,77 @@ def accuracy(model: "keras.Model", data: str, size: int) -> float:
     return found
 
 
+def average_precision(
+    model: "keras.Model", data: str, settings: dict[str, Any]
+) -> float:
+    """VOC's AP50 of a detector on the test images."""
+    from keras_muffnet.data.detection import make_detection_feed
+    from keras_muffnet.data.detection import open_detection_source
+    from keras_muffnet.training import Detection
+    from keras_muffnet.training import DetectionRecipe
+
+    recipe = DetectionRecipe(**settings)
+    feed = make_detection_feed(
+        open_detection_source(data),
+        size=(recipe.size, recipe.size),
+        batch_size=recipe.batch_size,
+        train_split=recipe.test_split,  # the other one is not opened
+        test_split=recipe.test_split,
+        on_bad_annotation=recipe.on_bad_annotation,
+    )
+    model.compile(jit_compile=False)
+    return Detection(recipe, feed).evaluate(model)["ap50"]
+
+
 def model_card(
     stem: str,
     args: argparse.Namespace,
     configuration: dict[str, Any],
-    best: dict[str, Any],
-    top_1: float,
+    log: list[dict[str, str]],
+    result: dict[str, Any],
+    score: float,
     about: str,
 ) -> str:
     """Returns the model card, in Markdown."""
     settings = configuration["settings"]
-    with open(args.run / "log.csv", newline="") as file:
-        last = list(csv.DictReader(file))[-1]
+    last = {name: float(value) for name, value in log[-1].items()}
+    tested = f"on {configuration['test_images']:,} test images"
+    if "ap50" in result:
+        about_network = f"{configuration['network']} at {settings['size']}x"
+        about_network += f"{settings['size']}"
+        figures = {"AP50": f"{score:.2%} {tested}"}
+        choice = "The weights are those of the last epoch."
+        again = (
+            f"tools/evaluate_detector.py --model {stem} --data {args.data} "
+            f"--on-bad-annotation {settings['on_bad_annotation']}"
+        )
+    else:
+        about_network = (
+            f"{configuration['network']}, stem {settings['stem']!r} at "
+            f"{settings['size']}x{settings['size']}"
+        )
+        figures = {
+            "top 1, top 5": f"{score:.2%}, {result['top5_accuracy']:.2%} "
+            f"{tested}",
+            "last epoch": f"{last['val_accuracy']:.2%} top 1 on the test "
+            f"images, {last['accuracy']:.2%} on augmented training images",
+        }
+        choice = (
+            "The epoch was chosen by the accuracy on the test images "
+            "themselves, as\nthe paper's figures are."
+        )
+        again = (
+            "tools/evaluate.py --model "
+            f"keras_muffnet/weights/{stem}.weights.h5 --data {args.data} "
+            f"--alpha {settings['alpha']} --size {settings['size']}"
+        )
+    epochs = len(log) - settings["epochs"] + int(result["epoch"])
     facts = {
-        "network": f"{configuration['network']}, stem {settings['stem']!r} at "
-        f"{settings['size']}x{settings['size']}, "
-        f"{configuration['parameters']:,} weights, on disk as float16",
-        "top 1, top 5": f"{top_1:.2%}, {best['top5_accuracy']:.2%} on "
-        f"{configuration['test_images']:,} test images",
-        "last epoch": f"{float(last['val_accuracy']):.2%} top 1 on the test "
-        f"images, {float(last['accuracy']):.2%} on augmented training images",
+        "network": f"{about_network}, {configuration['parameters']:,} weights, "
+        "on disk as float16",
+        **figures,
         "training images": f"{configuration['train_images']:,}",
-        "epochs": f"{settings['epochs']}; the weights are of epoch "
-        f"{best['epoch']:.0f}",
+        "epochs": f"{len(log)}; the weights are of epoch {epochs}",
         "seed": settings["seed"],
         "backend": ", ".join(
             f"{name} {version}"
@@ -165,6 +256,7 @@ def model_card(
         "classes": ", ".join(configuration["classes"]),
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    commands = "\n".join(f"    {line}" for line in args.command.splitlines())
     return f"""\
 # {stem}
 
@@ -174,38 +266,70 @@ def model_card(
 
 Trained by
 
-    {args.command}
+{commands}
 
-with the recipe
+the last of which has the settings
 
     {json.dumps({k: v for k, v in settings.items() if v is not None})}
 
-The epoch was chosen by the accuracy on the test images themselves, as the
-paper's figures are; the log has all epochs: `{stem}.csv`.
+{choice} The log has all epochs: `{stem}.csv`.
 
-![Loss and accuracy by epoch]({stem}.png)
+![Loss and score by epoch]({stem}.png)
 
-Measure again: `python tools/evaluate.py --model
-keras_muffnet/weights/{stem}.weights.h5 --alpha {settings["alpha"]} --size
-{settings["size"]} --data {args.data}`
+Measure again:
+
+    python {again}
 
 {about}"""
 
 
-def enter(name: str, configuration: dict[str, Any], sha256: str) -> None:
-    """Enters the file in the catalogue."""
-    path = FOLDER / CATALOGUE
-    catalogue = json.loads(path.read_text()) if path.exists() else {}
+def enter(
+    name: str,
+    configuration: dict[str, Any],
+    model: "keras.Model",
+    sha256: str,
+) -> None:
+    """Enters the file in the catalogue of its kind."""
+    from keras_muffnet.detection.ssd import is_detector
+
     settings = configuration["settings"]
-    entry = catalogue.setdefault(name, {"sha256": {}})
+    path = FOLDER / (DETECTORS if is_detector(model) else CATALOGUE)
+    catalogue = json.loads(path.read_text()) if path.exists() else {}
+    entry = catalogue.setdefault(name, {})
     entry |= {
         "class_names": configuration["classes"],
-        "stem": "cifar" if settings["stem"] == "auto" else settings["stem"],
         "size": settings["size"],
     }
-    entry["sha256"][str(float(settings["alpha"]))] = sha256
+    if is_detector(model):
+        entry |= detector_entry(model, settings) | {"sha256": sha256}
+    else:
+        stem = "cifar" if settings["stem"] == "auto" else settings["stem"]
+        entry["stem"] = stem
+        entry.setdefault("sha256", {})[str(float(settings["alpha"]))] = sha256
     with written_aside(path) as aside:
         aside.write_text(json.dumps(catalogue, indent=2) + "\n")
+
+
+def detector_entry(
+    model: "keras.Model", settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What `keras_muffnet.detection.pretrained_ssd` must know."""
+    if settings["backbone"] != "muffnet":
+        raise ValueError(
+            "`backbone` of a detector that ships must be 'muffnet'. "
+            f"Received: backbone={settings['backbone']!r}"
+        )
+    extra = [
+        layer.filters
+        for layer in model.layers
+        if layer.name.endswith("_reduction_conv")
+        and layer.name.startswith("extra")
+    ]
+    return {
+        "alpha": settings["alpha"],
+        "extra_filters": extra,
+        "scales": model.layers[-1].scales,
+    }
 
 
 if __name__ == "__main__":

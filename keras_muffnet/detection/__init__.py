@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from keras_muffnet.detection.ssd import SSDPredictions as SSDPredictions
     from keras_muffnet.detection.ssd import detector as detector
     from keras_muffnet.detection.ssd import find_levels as find_levels
+    from keras_muffnet.detection.ssd import pretrained_ssd as pretrained_ssd
     from keras_muffnet.detection.ssd import two_outputs as two_outputs
 
 _HOMES = {
@@ -24,6 +25,7 @@ _HOMES = {
     "SSDPredictions": "ssd",
     "detector": "ssd",
     "find_levels": "ssd",
+    "pretrained_ssd": "ssd",
     "two_outputs": "ssd",
 }
 

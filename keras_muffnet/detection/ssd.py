@@ -24,6 +24,8 @@ from keras_muffnet.detection.postprocess import Detections
 from keras_muffnet.detection.postprocess import detections
 from keras_muffnet.federation import positive_integer
 from keras_muffnet.graph import trace
+from keras_muffnet.published import detector_file
+from keras_muffnet.published import published_detectors
 
 # Strides of the backbone's maps that are levels.
 STRIDES = (16, 32)
@@ -171,6 +173,47 @@ def SSD(
         ]
     )
     return keras.Model(model.input, x, name=name or f"ssd_{backbone.name}")
+
+
+def pretrained_ssd(name: str) -> keras.Model:
+    """Builds a detector whose weights ship with the package.
+
+    Args:
+        name: a key of `keras_muffnet.published_detectors()`, which tells its
+            classes and the size of its images. Pixels are scaled by
+            `keras_muffnet.preprocess_input`.
+
+    Returns:
+        A Functional `keras.Model`, as `SSD` builds it.
+
+    Raises:
+        ValueError: if none of that name ships.
+        OSError: if the file of the weights is damaged.
+    """
+    published = published_detectors()
+    if name not in published:
+        raise ValueError(
+            f"`name` must be one of {', '.join(published)}. "
+            f"Received: name={name!r}"
+        )
+    path = detector_file(name)
+    entry = published[name]
+    shape = [entry.size, entry.size]
+    shape.insert(channel_axis() - 1, 3)
+    model = SSD(
+        MuffNet(
+            input_shape=shape,
+            alpha=entry.alpha,
+            include_top=False,
+            stem="imagenet",
+        ),
+        len(entry.class_names),
+        extra_filters=entry.extra_filters,
+        scales=entry.scales,
+        name=f"ssd_{name}",
+    )
+    model.load_weights(path)
+    return model
 
 
 def find_levels(

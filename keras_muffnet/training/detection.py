@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_muffnet import baselines
 from keras_muffnet.applications import MuffNet
 from keras_muffnet.data.detection import DetectionFeed
 from keras_muffnet.data.detection import make_detection_feed
@@ -22,6 +23,8 @@ from keras_muffnet.detection.postprocess import Detections
 from keras_muffnet.detection.postprocess import detections
 from keras_muffnet.detection.ssd import EXTRA_FILTERS
 from keras_muffnet.detection.ssd import predictions_layer
+from keras_muffnet.detection.ssd import pretrained_ssd
+from keras_muffnet.published import published_detectors
 from keras_muffnet.published import published_weights
 from keras_muffnet.training.network import CLASSIFIER
 from keras_muffnet.training.network import copy_weights
@@ -32,6 +35,8 @@ from keras_muffnet.training.tasks import Row
 # A run is stopped at so many times the loss of a network that gives each class
 # the same probability. The first steps of a good run may have several times it.
 DIVERGED = 100
+# Backbones of `keras_muffnet.baselines`: those of section 5.4.
+PEERS = ("MobileNet", "MobileNetV2", "ShuffleNetV2")
 
 
 def open_detection_feed(recipe: DetectionRecipe) -> DetectionFeed:
@@ -104,11 +109,20 @@ def _backbone(recipe: DetectionRecipe, shape: tuple[int, ...]) -> keras.Model:
             f"Received: backbone={recipe.backbone!r}, "
             f"weights={recipe.weights!r}"
         )
+    if recipe.backbone in PEERS:
+        build = getattr(baselines, recipe.backbone)
+        return build(
+            input_shape=shape,
+            alpha=recipe.alpha,
+            include_top=False,
+            stem="imagenet",
+        )
     build = getattr(keras.applications, recipe.backbone, None)
     if not callable(build):
         raise ValueError(
-            "`backbone` must be 'muffnet' or the name of a network of "
-            f"keras.applications. Received: backbone={recipe.backbone!r}"
+            f"`backbone` must be 'muffnet', one of {', '.join(PEERS)}, or the "
+            "name of a network of keras.applications. "
+            f"Received: backbone={recipe.backbone!r}"
         )
     if recipe.alpha != 1.0:
         raise ValueError(
@@ -120,13 +134,16 @@ def _backbone(recipe: DetectionRecipe, shape: tuple[int, ...]) -> keras.Model:
 
 def _load_weights(model: keras.Model, path: str) -> None:
     """Loads a classifier into the backbone, or a detector into the whole."""
-    if not os.path.isfile(path) or not path.endswith(".keras"):
+    if path in published_detectors():
+        source = pretrained_ssd(path)
+    elif os.path.isfile(path) and path.endswith(".keras"):
+        source = keras.saving.load_model(path, compile=False)
+    else:
+        published = ", ".join([*published_weights(), *published_detectors()])
         raise ValueError(
             "`weights` of a detector must be an existing .keras file or one of "
-            f"{', '.join(published_weights())}. "
-            f"Received: weights={path!r}"
+            f"{published}. Received: weights={path!r}"
         )
-    source = keras.saving.load_model(path, compile=False)
     names = {layer.name for layer in source.layers}
     copy_weights(
         source,

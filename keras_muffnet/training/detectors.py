@@ -14,8 +14,10 @@ from keras_muffnet.applications import preprocess_input
 from keras_muffnet.detection.evaluation import predict
 from keras_muffnet.detection.postprocess import Detections
 from keras_muffnet.detection.ssd import predictions_layer
+from keras_muffnet.detection.ssd import pretrained_ssd
 from keras_muffnet.litert import EXTRA
 from keras_muffnet.optional import load_optional
+from keras_muffnet.published import published_detectors
 from keras_muffnet.training.predictors import latest_version
 
 # Names of what the exported detectors give, in the order of `Detections`.
@@ -36,12 +38,14 @@ class Detector(NamedTuple):
 
 
 def load_detector(path: str | os.PathLike[str]) -> Detector:
-    """Loads a detector that was saved in any of three ways.
+    """Loads a detector that ships, or was saved in any of three ways.
 
     Pixels are scaled by `keras_muffnet.preprocess_input`.
 
     Args:
-        path: a `.keras` file of what `SSD` built; a SavedModel that
+        path: the name of a detector that ships, a key of
+            `keras_muffnet.published_detectors()`; a `.keras` file of what
+            `SSD` built; a SavedModel that
             `export_saved_model` wrote, or a folder of its versions, of which
             the latest is taken; or a `.tflite` file of `export_litert`.
 
@@ -50,12 +54,15 @@ def load_detector(path: str | os.PathLike[str]) -> Detector:
         OSError: if a file is damaged.
         ImportError: if the package that runs the file is not installed.
     """
+    if str(path) in published_detectors():
+        return _keras(pretrained_ssd(str(path)))
     path = pathlib.Path(path)
     if path.is_dir():
         return _saved_model(latest_version(path))
     if not path.is_file():
         raise ValueError(
-            "`path` must be an existing file or folder. "
+            "`path` must be an existing file or folder, or one of "
+            f"{', '.join(published_detectors())}. "
             f"Received: path={str(path)!r}"
         )
     if path.suffix == ".tflite":

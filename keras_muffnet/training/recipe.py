@@ -38,7 +38,7 @@ class RunRecipe:
         None,
     )
     size: int = _setting("height and width of an image in pixels")
-    alpha: float = _setting("width multiplier of MuffNet", 1.0)
+    alpha: float = _setting("width multiplier of the network", 1.0)
     weights: str | None = _setting(
         "weights to start from: a .keras file, whose last layers are left out "
         "if they are of other classes; a .weights.h5 file of the same "
@@ -186,8 +186,9 @@ class DetectionRecipe(RunRecipe):
     """
 
     backbone: str = _setting(
-        "'muffnet', or the name of a network of keras.applications, such as "
-        "'MobileNet'",
+        "'muffnet'; 'MobileNet', 'MobileNetV2' or 'ShuffleNetV2' of "
+        "keras_muffnet.baselines; or the name of a network of "
+        "keras.applications",
         "muffnet",
     )
     extra_width: float = _setting(

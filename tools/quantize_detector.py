@@ -1,0 +1,238 @@
+r"""Quantizes a trained detector to int8 LiteRT files and compares them.
+
+    python tools/quantize_detector.py --model runs/cells/last.keras \
+        --data VOC/ --output runs/cells_int8
+
+Writes to the output folder `float32.tflite`; `int8_post_training.tflite`,
+calibrated; `int8.tflite`, calibrated and fine-tuned with SSD's loss under fake
+quantization; and `metrics.json`, with Pascal VOC's average precision of each at
+an IoU of 0.5, of the whole area, and the mean IoU of the float file's sure
+boxes with those nearest to them. Box decoding and suppression are inside; they,
+the input and the outputs stay float32, the network is int8. Fine-tuning is
+short; it starts anew if it was interrupted.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+FILES = ("float32", "int8_post_training", "int8")
+
+
+def main() -> None:
+    """Runs the command."""
+    args = parse_args()
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        quantize(args)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise SystemExit(f"quantize_detector: error: {error}") from error
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help=".keras file, or the name of a detector that ships",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="images: see `keras_muffnet.data.detection`",
+    )
+    parser.add_argument(
+        "--output", required=True, type=pathlib.Path, help="folder"
+    )
+    parser.add_argument("--train-split", default="trainval")
+    parser.add_argument("--test-split", default="test")
+    parser.add_argument(
+        "--on-bad-annotation",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what to do with bad images and objects (default: raise)",
+    )
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--calibration-images", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def quantize(args: argparse.Namespace) -> None:
+    """Calibrates, fine-tunes, converts, and measures each on the test split."""
+    import keras
+
+    from keras_muffnet.detection import pretrained_ssd
+    from keras_muffnet.detection import two_outputs
+    from keras_muffnet.detection.ssd import predictions_layer
+    from keras_muffnet.export import export_litert
+    from keras_muffnet.files import written_aside
+    from keras_muffnet.published import published_detectors
+    from keras_muffnet.quantization import quantize_aware
+
+    keras.utils.set_random_seed(args.seed)
+    if args.model in published_detectors():
+        model = pretrained_ssd(args.model)
+    else:
+        model = keras.saving.load_model(args.model, compile=False)
+    size = predictions_layer(model).image_size
+    files = {name: args.output / f"{name}.tflite" for name in FILES}
+
+    print("Writing float32.tflite")
+    export_litert(model, files["float32"])
+    print("Calibrating")
+    quantized = quantize_aware(
+        two_outputs(model), calibration_images(args, size), engine="keras"
+    )
+    print("Writing int8_post_training.tflite")
+    export_litert(model, files["int8_post_training"], quantized=quantized)
+    fine_tune(quantized, model, args)
+    print("Writing int8.tflite")
+    export_litert(model, files["int8"], quantized=quantized)
+
+    print("Evaluating on the test split")
+    metrics = compare(files, args, size)
+    with written_aside(args.output / "metrics.json") as aside:
+        aside.write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"{'file':<22}{'bytes':>12}{'AP50':>9}{'IoU with float':>16}")
+    for name, row in metrics.items():
+        print(
+            f"{name:<22}{row['bytes']:>12,}{row['ap50']:>9.2%}"
+            f"{row['iou_with_float']:>16.3f}"
+        )
+    print(f"Files: {args.output}")
+
+
+def make_feed(
+    args: argparse.Namespace, size: tuple[int, int], **settings: Any
+) -> Any:
+    """Opens the images; see `keras_muffnet.data.make_detection_feed`."""
+    from keras_muffnet.data.detection import make_detection_feed
+    from keras_muffnet.data.detection import open_detection_source
+
+    return make_detection_feed(
+        open_detection_source(args.data),
+        size=size,
+        seed=args.seed,
+        on_bad_annotation=args.on_bad_annotation,
+        **{
+            "batch_size": args.batch_size,
+            "train_split": args.train_split,
+            "test_split": args.test_split,
+            **settings,
+        },
+    )
+
+
+def calibration_images(
+    args: argparse.Namespace, size: tuple[int, int]
+) -> np.ndarray:
+    """Returns training images as they are, scaled."""
+    feed = make_feed(args, size, test_split=args.train_split, cache=False)
+    batches = feed.evaluation()
+    images: list[np.ndarray] = []
+    for index in range(len(batches)):
+        images.extend(batches[index][0])
+        if len(images) >= args.calibration_images:
+            break
+    return np.stack(images[: args.calibration_images])
+
+
+def fine_tune(quantized: Any, model: Any, args: argparse.Namespace) -> None:
+    """Trains with SSD's loss, on a cosine from the learning rate to nothing."""
+    import keras
+
+    from keras_muffnet.detection import SSDLoss
+    from keras_muffnet.detection import SSDPredictions
+    from keras_muffnet.detection.ssd import predictions_layer
+
+    layer = predictions_layer(model)
+    joined = SSDPredictions.from_config(layer.get_config())(quantized.outputs)
+    trained = keras.Model(quantized.inputs, joined)
+    feed = make_feed(args, layer.image_size)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        args.learning_rate,
+        decay_steps=max(1, args.epochs * feed.steps_per_epoch),
+    )
+    trained.compile(
+        keras.optimizers.SGD(schedule, momentum=0.9),
+        SSDLoss(layer.anchors),
+        jit_compile=False,
+    )
+    for epoch in range(args.epochs):
+        trained.fit(feed.epoch(epoch), initial_epoch=epoch, epochs=epoch + 1)
+
+
+def compare(
+    files: dict[str, pathlib.Path],
+    args: argparse.Namespace,
+    size: tuple[int, int],
+) -> dict[str, Any]:
+    """Returns AP50 of each file, its size, and how near its boxes are."""
+    from keras_muffnet.detection.evaluation import find_objects
+    from keras_muffnet.detection.evaluation import mean_precision
+    from keras_muffnet.detection.metrics import voc_average_precision
+    from keras_muffnet.training import load_detector
+
+    feed = make_feed(
+        args,
+        size,
+        train_split=args.test_split,  # the other one is not opened
+        mean=0.0,
+        std=1.0,
+    )
+    truths = feed.ground_truth()
+    metrics = {}
+    found: dict[str, Any] = {}
+    for name, path in files.items():
+        detect = load_detector(path).detect
+        found[name] = find_objects(
+            lambda batch, detect=detect: detect(batch[0]),
+            feed.evaluation(),
+            truths,
+            size,
+        )
+        precisions = voc_average_precision(
+            truths, found[name], len(feed.class_names)
+        )
+        metrics[name] = {
+            "bytes": path.stat().st_size,
+            "ap50": mean_precision(precisions),
+            "iou_with_float": agreement(found["float32"], found[name]),
+        }
+    return metrics
+
+
+def agreement(expected: list[Any], found: list[Any]) -> float:
+    """Mean IoU of sure float boxes with the nearest box of the same class.
+
+    Sure are scores of 0.5 or more. NaN if there are none.
+    """
+    from keras import ops
+
+    from keras_muffnet.detection.boxes import iou
+
+    best: list[float] = []
+    for theirs, mine in zip(expected, found, strict=True):
+        sure = theirs.scores >= 0.5
+        overlaps = ops.convert_to_numpy(iou(theirs.boxes[sure], mine.boxes))
+        overlaps = overlaps * (
+            theirs.classes[sure][:, None] == mine.classes[None]
+        )
+        best.extend(overlaps.max(axis=1, initial=0.0))
+    return float(np.mean(best)) if best else float("nan")
+
+
+if __name__ == "__main__":
+    main()
