@@ -23,6 +23,13 @@ def channel_axis() -> int:
     return 1 if keras.config.image_data_format() == "channels_first" else 3
 
 
+def image_shape(size: int, channels: int = 3) -> tuple[int, int, int]:
+    """Shape of a square image in Keras's image data format."""
+    if channel_axis() == 1:
+        return (channels, size, size)
+    return (size, size, channels)
+
+
 def conv_bn(
     x: KerasTensor,
     filters: int,

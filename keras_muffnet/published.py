@@ -104,9 +104,14 @@ def published_detectors() -> dict[str, PublishedDetector]:
 def _read_detectors(path: pathlib.Path) -> dict[str, PublishedDetector]:
     return {
         name: PublishedDetector(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in e.items()}
+            tuple(entry["class_names"]),
+            entry["size"],
+            entry["alpha"],
+            tuple(entry["extra_filters"]),
+            tuple(entry["scales"]),
+            entry["sha256"],
         )
-        for name, e in json.loads(path.read_text()).items()
+        for name, entry in json.loads(path.read_text()).items()
     }
 
 

@@ -197,12 +197,11 @@ def compare(
     found: dict[str, Any] = {}
     for name, path in files.items():
         detect = load_detector(path).detect
-        found[name] = find_objects(
-            lambda batch, detect=detect: detect(batch[0]),
-            feed.evaluation(),
-            truths,
-            size,
-        )
+
+        def look(batch: Any, detect: Any = detect) -> Any:
+            return detect(batch[0])
+
+        found[name] = find_objects(look, feed.evaluation(), truths, size)
         precisions = voc_average_precision(
             truths, found[name], len(feed.class_names)
         )

@@ -45,12 +45,10 @@ class PeerRow(NamedTuple):
 
     def build(self) -> "keras.Model":
         """Builds the network, with random weights, at the table's size."""
-        import keras
+        from keras_muffnet.blocks import image_shape
 
         size, classes = TABLES[self.table]
-        shape: tuple[int, int, int] = (size, size, 3)
-        if keras.config.image_data_format() == "channels_first":
-            shape = (3, size, size)
+        shape = image_shape(size)
         baselines = importlib.import_module("keras_muffnet.baselines")
         function = getattr(baselines, self.network)
         return function(input_shape=shape, classes=classes, **self.arguments)

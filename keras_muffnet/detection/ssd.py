@@ -16,6 +16,7 @@ from keras import layers
 from keras_muffnet.applications import MuffNet
 from keras_muffnet.blocks import batch_norm
 from keras_muffnet.blocks import channel_axis
+from keras_muffnet.blocks import image_shape
 from keras_muffnet.detection.anchors import RATIOS
 from keras_muffnet.detection.anchors import SCALES
 from keras_muffnet.detection.anchors import anchor_boxes
@@ -198,11 +199,9 @@ def pretrained_ssd(name: str) -> keras.Model:
         )
     path = detector_file(name)
     entry = published[name]
-    shape = [entry.size, entry.size]
-    shape.insert(channel_axis() - 1, 3)
     model = SSD(
         MuffNet(
-            input_shape=shape,
+            input_shape=image_shape(entry.size),
             alpha=entry.alpha,
             include_top=False,
             stem="imagenet",
@@ -359,10 +358,8 @@ def _check_shape(
     if input_shape is None:
         if own is not None and None not in own:
             return own
-        axis = channel_axis() - 1
-        shape = [512, 512]
-        shape.insert(axis, 3 if own is None else own[axis])
-        return tuple(shape)
+        channels = 3 if own is None else own[channel_axis() - 1]
+        return image_shape(512, channels)
     shape = list(input_shape)
     if len(shape) != 3 or not all(
         isinstance(side, (int, np.integer)) and side > 0 for side in shape

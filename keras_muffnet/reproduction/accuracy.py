@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import keras
 
+from keras_muffnet.blocks import image_shape
 from keras_muffnet.files import written_aside
 from keras_muffnet.reproduction.tables import Row
-from keras_muffnet.reproduction.tables import image_shape
 from keras_muffnet.training import Recipe
 from keras_muffnet.training import configure_keras
 from keras_muffnet.training import fit

@@ -13,6 +13,7 @@ import keras
 from keras_muffnet.applications import MuffNet
 from keras_muffnet.baselines import PEERS
 from keras_muffnet.baselines import PeerRow
+from keras_muffnet.blocks import image_shape
 from keras_muffnet.budget import stage_macs
 from keras_muffnet.budget import stages_of_equal_cost
 from keras_muffnet.complexity import count_complexity
@@ -299,13 +300,6 @@ def stage_difference(stages: Sequence[StageSpec]) -> float:
     spent, wanted = stage_macs(stages), stage_macs(_reference())
     differences = [s / w - 1 for s, w in zip(spent, wanted, strict=True)]
     return max(differences, key=abs)
-
-
-def image_shape(size: int) -> tuple[int, int, int]:
-    """Shape of an image in Keras's data format."""
-    if keras.config.image_data_format() == "channels_first":
-        return (3, size, size)
-    return (size, size, 3)
 
 
 def _reference() -> tuple[StageSpec, ...]:

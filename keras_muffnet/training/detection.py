@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_muffnet import baselines
 from keras_muffnet.applications import MuffNet
+from keras_muffnet.blocks import image_shape
 from keras_muffnet.data.detection import DetectionFeed
 from keras_muffnet.data.detection import make_detection_feed
 from keras_muffnet.data.detection import open_detection_source
@@ -79,11 +80,8 @@ def build_detector(recipe: DetectionRecipe, classes: int) -> keras.Model:
             not fit it.
         OSError: if the file of the weights is damaged.
     """
-    axis = 2 if keras.config.image_data_format() == "channels_last" else 0
-    shape = [recipe.size, recipe.size]
-    shape.insert(axis, 3)
     model = SSD(
-        _backbone(recipe, tuple(shape)),
+        _backbone(recipe, image_shape(recipe.size)),
         classes,
         extra_filters=[round(n * recipe.extra_width) for n in EXTRA_FILTERS],
         scales=[scale * recipe.anchor_scale for scale in SCALES],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import keras
 
 from keras_muffnet.applications import MuffNet
+from keras_muffnet.blocks import image_shape
 from keras_muffnet.published import published_weights
 from keras_muffnet.training.recipe import Recipe
 from keras_muffnet.training.recipe import RunRecipe
@@ -56,11 +57,8 @@ def build_network(recipe: Recipe, classes: int) -> keras.Model:
             not fit it.
         OSError: if the file of the weights is damaged.
     """
-    axis = 2 if keras.config.image_data_format() == "channels_last" else 0
-    shape = [recipe.size, recipe.size]
-    shape.insert(axis, 3)
     model = MuffNet(
-        input_shape=shape,
+        input_shape=image_shape(recipe.size),
         alpha=recipe.alpha,
         stem=recipe.stem,
         classes=classes,
