@@ -1,6 +1,7 @@
 """Exported detectors: the same boxes as Keras, in all formats."""
 
 import io
+import json
 import runpy
 import sys
 
@@ -15,11 +16,14 @@ from keras_muffnet import export
 from keras_muffnet import quantization
 from keras_muffnet.detection import detector
 from keras_muffnet.detection import two_outputs
+from keras_muffnet.detection.metrics import Found
 from keras_muffnet.litert import read_operations
 from keras_muffnet.training import load_detector
 from tests.conftest import ROOT
+from tests.test_data_detection import write_voc
 from tests.test_detection import small_backbone
 from tests.test_detection import small_ssd
+from tools import quantize_detector
 
 LABELS = ["round", "square"]
 
@@ -142,6 +146,50 @@ def test_wrong_arguments_are_named(files, tmp_path):
         load_detector(tmp_path / "bad.tflite")
     with pytest.raises(ValueError, match="`path` must end in"):
         load_detector(folder / "served" / "1" / "README.md")
+
+
+def test_an_int8_detector_from_one_command(files, tmp_path, monkeypatch):
+    folder, *_ = files
+    names = ["0", "1", "2", "3"]
+    write_voc(
+        tmp_path / "voc",
+        {"trainval": names, "test": names[:2]},
+        {n: [("cat", (3, 3, 20, 20)), ("dog", (9, 9, 30, 28))] for n in names},
+    )
+    output = tmp_path / "int8"
+    flags = {
+        "--model": folder / "model.keras",
+        "--data": tmp_path / "voc",
+        "--output": output,
+        "--epochs": 1,
+        "--batch-size": 2,
+    }
+    given = [str(part) for pair in flags.items() for part in pair]
+    monkeypatch.setattr(sys, "argv", ["quantize_detector.py", *given])
+    quantize_detector.main()
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert set(metrics) == {"float32", "int8_post_training", "int8"}
+    for name, row in metrics.items():
+        path = output / f"{name}.tflite"
+        assert row["bytes"] == path.stat().st_size
+        assert 0 <= row["ap50"] <= 1
+        assert load_detector(path).size == (64, 64)
+    assert metrics["int8"]["bytes"] < metrics["float32"]["bytes"]
+
+
+def test_agreement_of_boxes_is_that_of_the_same_class():
+    def found(boxes, scores, classes):
+        return Found(np.float32(boxes), np.float32(scores), np.array(classes))
+
+    squares = [[0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]]
+    expected = [found(squares, [0.9, 0.8, 0.1], [0, 1, 0])]
+    # The first is half as high, the second of another class, the third unsure.
+    others = [[0, 0, 10, 5], [20, 20, 30, 30]]
+    mine = [found(others, [0.1, 0.1], [0, 0])]
+    assert quantize_detector.agreement(expected, mine) == pytest.approx(0.25)
+    none = [found(np.zeros((0, 4)), [], [])]
+    assert quantize_detector.agreement(expected, none) == 0
+    assert np.isnan(quantize_detector.agreement(none, mine))
 
 
 def run_detect(monkeypatch, *arguments):

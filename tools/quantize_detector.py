@@ -87,6 +87,7 @@ def quantize(args: argparse.Namespace) -> None:
     else:
         model = keras.saving.load_model(args.model, compile=False)
     size = predictions_layer(model).image_size
+    check_classes(args, size, model.output_shape[-1] - 5)
     files = {name: args.output / f"{name}.tflite" for name in FILES}
 
     print("Writing float32.tflite")
@@ -135,6 +136,18 @@ def make_feed(
     )
 
 
+def check_classes(
+    args: argparse.Namespace, size: tuple[int, int], classes: int
+) -> None:
+    """Raises if the images have other classes than the model."""
+    names = make_feed(args, size, cache=False).class_names
+    if len(names) != classes:
+        raise ValueError(
+            f"--data must have the {classes} classes of the model. "
+            f"Received: {', '.join(names)} in {args.data}"
+        )
+
+
 def calibration_images(
     args: argparse.Namespace, size: tuple[int, int]
 ) -> np.ndarray:
@@ -171,7 +184,12 @@ def fine_tune(quantized: Any, model: Any, args: argparse.Namespace) -> None:
         jit_compile=False,
     )
     for epoch in range(args.epochs):
-        trained.fit(feed.epoch(epoch), initial_epoch=epoch, epochs=epoch + 1)
+        trained.fit(
+            feed.epoch(epoch),
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            shuffle=False,
+        )
 
 
 def compare(
