@@ -14,6 +14,7 @@ from keras_muffnet.blocks import image_shape
 from keras_muffnet.data.detection import DetectionFeed
 from keras_muffnet.data.detection import make_detection_feed
 from keras_muffnet.data.detection import open_detection_source
+from keras_muffnet.data.ssd_augmentation import SSDAugmentation
 from keras_muffnet.detection import SSD
 from keras_muffnet.detection import SSDLoss
 from keras_muffnet.detection.anchors import SCALES
@@ -62,6 +63,7 @@ def open_detection_feed(recipe: DetectionRecipe) -> DetectionFeed:
         batch_size=recipe.batch_size,
         max_objects=recipe.max_objects,
         seed=recipe.seed,
+        augment=SSDAugmentation(hue=recipe.hue, expansion=recipe.expansion),
         train_split=recipe.train_split,
         test_split=recipe.test_split,
         on_bad_annotation=recipe.on_bad_annotation,

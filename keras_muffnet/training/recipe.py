@@ -197,6 +197,14 @@ class DetectionRecipe(RunRecipe):
     anchor_scale: float = _setting(
         "what the sides of all anchors are multiplied by", 1.0
     )
+    hue: float = _setting(
+        "the most that hues of training images turn, in half turns; GluonCV's "
+        "18 makes all hues alike",
+        18.0,
+    )
+    expansion: float = _setting(
+        "the most that half of the training images shrink by, on a canvas", 4.0
+    )
     train_split: str = _setting("split that is trained on", "train")
     test_split: str = _setting("split that is evaluated on", "test")
     max_objects: int | None = _setting(
@@ -215,6 +223,8 @@ _LIMITS = {
     "size": (1, _INFINITE),
     "freeze_epochs": (0, _INFINITE),
     "max_objects": (1, _INFINITE),
+    "hue": (0, _INFINITE),
+    "expansion": (1, _INFINITE),
     "rand_augment": (0, 1),
     "erasing": (0, 1),
     "mixup": (0, _INFINITE),
