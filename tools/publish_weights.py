@@ -84,9 +84,14 @@ def publish(args: argparse.Namespace) -> None:
     from keras_muffnet.plots import plot_curves
 
     run = args.run[-1]
-    configuration = json.loads((run / "configuration.json").read_text())
-    result = json.loads((run / "result.json").read_text())
+    configurations = [
+        json.loads((folder / "configuration.json").read_text())
+        for folder in args.run
+    ]
+    configuration = configurations[-1]
     settings = configuration["settings"]
+    seeds = [str(c["settings"]["seed"]) for c in configurations]
+    result = json.loads((run / "result.json").read_text())
     about = args.card.read_text()
     log = joined_logs(args.run)
     if "extra_width" in settings:
@@ -114,7 +119,7 @@ def publish(args: argparse.Namespace) -> None:
             history = {k: [float(row[k]) for row in log] for k in log[0]}
             plot_curves(history, path, score)
         card = model_card(
-            stem, args, configuration, log, result[taken], after, about
+            stem, args, configuration, seeds, log, result[taken], after, about
         )
         with written_aside(FOLDER / f"{stem}.md") as path:
             path.write_text(card)
@@ -203,6 +208,7 @@ def model_card(
     stem: str,
     args: argparse.Namespace,
     configuration: dict[str, Any],
+    seeds: list[str],
     log: list[dict[str, str]],
     result: dict[str, Any],
     score: float,
@@ -248,7 +254,7 @@ def model_card(
         **figures,
         "training images": f"{configuration['train_images']:,}",
         "epochs": f"{len(log)}; the weights are of epoch {epochs}",
-        "seed": settings["seed"],
+        "seed": ", then ".join(seeds),
         "backend": ", ".join(
             f"{name} {version}"
             for name, version in configuration["versions"].items()

@@ -1,13 +1,16 @@
-"""CIFAR-10 in one cycle, on a CPU.
+r"""CIFAR-10 in one cycle, on a CPU.
 
     KERAS_BACKEND=tensorflow python tools/train.py cifar_cpu --data cifar10/
+    KERAS_BACKEND=tensorflow python tools/train.py cifar_cpu --data cifar10/ \
+        --weights runs/cifar_cpu/last.keras --epochs 6 --learning-rate 0.05 \
+        --warm-up-epochs 0.5 --seed 1 --output runs/cifar_cpu_second
 
-Small batches and no compilation by XLA: so TensorFlow is the fastest of the
-three backends on a CPU.
+The second is a shorter cycle from where the first ended: it makes the weights
+that ship. Small batches and no compilation by XLA: so TensorFlow is the fastest
+of the three backends on a CPU.
 
-Cost: 12 epochs of 781 steps, some 80 minutes of two cores that do nothing else.
-Result: with `--epochs 8`, 83.72% on CIFAR-10 (JPEG), seed 0; the 12 epochs were
-not run.
+Cost: an epoch is 781 steps, some 7 minutes of two cores.
+Result: 83.72% on CIFAR-10 (JPEG) after the first, 85.90% after the second.
 """
 
 from keras_muffnet.training.recipe import Recipe
@@ -18,7 +21,7 @@ RECIPE = Recipe(
     alpha=0.5,
     augmentation="cifar",
     batch_size=64,
-    epochs=12,
+    epochs=8,
     learning_rate=0.1,
     schedule="one_cycle",
     warm_up_epochs=2,
