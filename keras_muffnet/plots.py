@@ -170,7 +170,10 @@ def plot_boxes(
     colormaps = load_optional("matplotlib", "all").colormaps
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure, grid = new_figure(3.2 * columns, 3.2 * rows + 0.4, columns, rows)
+    tallest = max(image.shape[0] / image.shape[1] for image in images)
+    figure, grid = new_figure(
+        3.2 * columns, 3.2 * tallest * rows + 0.4, columns, rows
+    )
     palette = colormaps["tab10" if len(class_names) <= 10 else "tab20"].colors
     colors = [palette[i % len(palette)] for i in range(len(class_names))]
     shown: set[int] = set()
@@ -195,7 +198,8 @@ def plot_boxes(
                     box[0],
                     box[1],
                     f"{scores[i][j]:.2f}",
-                    va="bottom",
+                    # Inside of the box where there is no room above it.
+                    va="bottom" if box[1] > 0.05 * height else "top",
                     fontsize=6,
                     color="white",
                     bbox={

@@ -274,7 +274,7 @@ Trained by
 
 {commands}
 
-the last of which has the settings
+Settings of the last command:
 
     {json.dumps({k: v for k, v in settings.items() if v is not None})}
 

@@ -166,6 +166,7 @@ def fine_tune(quantized: Any, model: Any, args: argparse.Namespace) -> None:
     """Trains with SSD's loss, on a cosine from the learning rate to nothing."""
     import keras
 
+    from keras_muffnet.data import SSDAugmentation
     from keras_muffnet.detection import SSDLoss
     from keras_muffnet.detection import SSDPredictions
     from keras_muffnet.detection.ssd import predictions_layer
@@ -173,7 +174,12 @@ def fine_tune(quantized: Any, model: Any, args: argparse.Namespace) -> None:
     layer = predictions_layer(model)
     joined = SSDPredictions.from_config(layer.get_config())(quantized.outputs)
     trained = keras.Model(quantized.inputs, joined)
-    feed = make_feed(args, layer.image_size)
+    # Ranges are those of images as they are: colours and sizes stay.
+    same = (1.0, 1.0)
+    mild = SSDAugmentation(
+        brightness=0, contrast=same, saturation=same, hue=0, expansion=1
+    )
+    feed = make_feed(args, layer.image_size, augment=mild)
     schedule = keras.optimizers.schedules.CosineDecay(
         args.learning_rate,
         decay_steps=max(1, args.epochs * feed.steps_per_epoch),
