@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import pathlib
 import tarfile
 
@@ -357,6 +358,13 @@ def test_pixel_limit_of_an_export(small_model, tmp_path):
     path = export_saved_model(small_model, tmp_path / "m", max_pixels=4799)
     with pytest.raises(ServingError, match=r"image_bytes\[0\] must have"):
         serve(path, "serving_bytes", image_bytes=strings(WHOLE["png"]))
+
+
+def test_weights_are_written_once(small_model, tmp_path):
+    path = export_saved_model(small_model, tmp_path / "m")
+    written = tf.train.list_variables(str(path / "variables" / "variables"))
+    values = sum(math.prod(shape) for name, shape in written if shape)
+    assert values == small_model.count_params()
 
 
 def test_frames_behind_the_first_are_not_read():

@@ -119,8 +119,9 @@ def export_saved_model(
         return answer(images)
 
     def write(folder: pathlib.Path) -> None:
+        # The model itself is not tracked: its variables are those of the
+        # endpoints, and Keras would write them twice (keras#23553).
         archive = keras.export.ExportArchive()
-        archive.track(model)
         with tempfile.TemporaryDirectory() as scratch:
             table = None
             if labels is not None:
