@@ -1,9 +1,11 @@
 """Exported detectors: the same boxes as Keras, in all formats."""
 
+import base64
 import io
 import json
 import runpy
 import sys
+import urllib.request
 
 import keras
 import numpy as np
@@ -18,6 +20,7 @@ from keras_muffnet.detection import detector
 from keras_muffnet.detection import two_outputs
 from keras_muffnet.detection.metrics import Found
 from keras_muffnet.litert import read_operations
+from keras_muffnet.model_server import ModelServer
 from keras_muffnet.training import load_detector
 from tests.conftest import ROOT
 from tests.test_data_detection import write_voc
@@ -124,6 +127,31 @@ def test_encoded_images_of_any_size(files):
     for k in range(100):
         wanted = LABELS[kinds[k]] if k < count[1] else ""
         assert names[k].decode() == wanted
+
+
+def test_boxes_are_served(files):
+    folder, *_ = files
+    content = io.BytesIO()
+    picture(0, (90, 120)).save(content, "PNG")
+    encoded = base64.b64encode(content.getvalue()).decode()
+    request = {
+        "signature_name": "serving_bytes",
+        "instances": [{"b64": encoded}],
+    }
+    with ModelServer(folder / "served", model_name="shapes") as server:
+        url = f"{server.url}/v1/models/shapes:predict"
+        asked = urllib.request.Request(url, json.dumps(request).encode())
+        with urllib.request.urlopen(asked) as response:
+            [answer] = json.load(response)["predictions"]
+    count = answer["num_detections"]
+    assert 0 < count <= len(answer["boxes"])
+    assert set(answer["labels"][:count]) <= set(LABELS)
+    loaded = tf.saved_model.load(str(folder / "served" / "1"))
+    found = loaded.signatures["serving_bytes"](
+        image_bytes=tf.constant([content.getvalue()])
+    )
+    np.testing.assert_allclose(answer["boxes"], found["boxes"][0], atol=1e-5)
+    np.testing.assert_allclose(answer["scores"], found["scores"][0], atol=1e-5)
 
 
 def test_the_card_tells_of_boxes(files):
