@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tarfile
 
 import keras
 import numpy as np
@@ -18,10 +19,12 @@ from keras_muffnet.detection import pretrained_ssd
 from keras_muffnet.training import DetectionRecipe
 from keras_muffnet.training import build_detector
 from keras_muffnet.training import load_detector
+from keras_muffnet.training import load_recipe
 from tests.conftest import ROOT
 from tools import publish_weights
 
 CIFAR = ROOT.parent / "shared/data/cifar10.tar.xz"
+BCCD = ROOT.parent / "shared/data/bccd.tar.xz"
 
 
 @pytest.fixture(scope="module")
@@ -255,18 +258,30 @@ def test_what_does_not_fit_is_refused(arguments, fragments):
         assert fragment in str(caught.value)
 
 
+def check_card(stem):
+    card = (published.FOLDER / f"{stem}.md").read_text()
+    for part in ("licen", "seed", "intended use", f"{stem}.png"):
+        assert part in card.lower()
+    for suffix in ("csv", "png"):
+        assert (published.FOLDER / f"{stem}.{suffix}").is_file()
+
+
 def test_what_ships_is_whole():
     """Each network has weights that are what the catalogue says, and a card."""
     assert set(published_weights()) == {"cifar10"}
     for name, entry in published_weights().items():
         for alpha in entry.sha256:
             assert published.weights_file(name, alpha).is_file()
-            stem = published.file_stem(name, alpha)
-            card = (published.FOLDER / f"{stem}.md").read_text()
-            for part in ("licen", "seed", "intended use", f"{stem}.png"):
-                assert part in card.lower()
-            for suffix in ("csv", "png"):
-                assert (published.FOLDER / f"{stem}.{suffix}").is_file()
+            check_card(published.file_stem(name, alpha))
+
+
+def test_the_detector_that_ships_is_whole():
+    assert set(published_detectors()) == {"bccd"}
+    check_card("bccd")
+    model = pretrained_ssd("bccd")
+    assert model.name == "ssd_bccd"
+    assert model.input_shape == (None, 300, 300, 3)
+    assert model.output_shape[-1] == 3 + 5
 
 
 @pytest.mark.skipif(
@@ -279,3 +294,21 @@ def test_card_tells_the_accuracy():
     found = publish_weights.accuracy(model, str(CIFAR), {"size": 32})
     card = (published.FOLDER / "cifar10_0.5.md").read_text()
     assert f"| top 1, top 5 | {found:.2%}," in card
+
+
+@pytest.mark.skipif(
+    not BCCD.exists(), reason="BCCD lies beside the project only"
+)
+@pytest.mark.slow
+def test_card_tells_the_average_precision(tmp_path):
+    """The shipped detector has the AP50 of its card, measured anew."""
+    with tarfile.open(BCCD) as archive:
+        archive.extractall(tmp_path, filter="data")
+    settings = dataclasses.asdict(load_recipe("ssd300_fast", DetectionRecipe))
+    found = publish_weights.average_precision(
+        pretrained_ssd("bccd"),
+        str(tmp_path / "bccd"),
+        settings | {"on_bad_annotation": "skip"},
+    )
+    card = (published.FOLDER / "bccd.md").read_text()
+    assert f"| AP50 | {found:.2%} on 72 test images |" in card

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 if TYPE_CHECKING:
+    from keras_muffnet.detection.evaluation import (
+        MeanAveragePrecision as MeanAveragePrecision,
+    )
     from keras_muffnet.detection.losses import SSDLoss as SSDLoss
     from keras_muffnet.detection.postprocess import Detections as Detections
     from keras_muffnet.detection.ssd import SSD as SSD
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "SSD": "ssd",
     "Detections": "postprocess",
+    "MeanAveragePrecision": "evaluation",
     "SSDLoss": "losses",
     "SSDPredictions": "ssd",
     "detector": "ssd",
