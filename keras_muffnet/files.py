@@ -31,6 +31,11 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     try:
         yield aside / path.name
         os.replace(aside / path.name, path)
+    except OSError as error:
+        # A full disk does not say of itself where it was met.
+        if error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

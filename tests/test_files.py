@@ -1,3 +1,4 @@
+import errno
 import threading
 
 import pytest
@@ -18,6 +19,16 @@ def test_file_appears_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
     assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    with (
+        pytest.raises(OSError, match="No space left on device: .*a.txt"),
+        written_aside(tmp_path / "a.txt") as aside,
+    ):
+        aside.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
 
 
 def test_file_is_replaced(tmp_path):
