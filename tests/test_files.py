@@ -23,7 +23,7 @@ def test_file_appears_whole_or_not_at_all(tmp_path):
 
 def test_a_full_disk_is_told_with_the_file(tmp_path):
     with (
-        pytest.raises(OSError, match="No space left on device: .*a.txt"),
+        pytest.raises(OSError, match=r"No space left on device: .*a\.txt"),
         written_aside(tmp_path / "a.txt") as aside,
     ):
         aside.write_text("half")
