@@ -1,12 +1,16 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import csv
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 
 
 @contextlib.contextmanager
@@ -38,6 +42,24 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_csv(
+    path: str | os.PathLike[str],
+    rows: Iterable[Mapping[str, object]],
+    fields: Sequence[str],
+) -> None:
+    """Writes a table as CSV, aside and then renamed.
+
+    Args:
+        path: the file.
+        rows: values by the names of columns.
+        fields: names of the columns, in order.
+    """
+    with written_aside(path) as aside, open(aside, "w", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_version(

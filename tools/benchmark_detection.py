@@ -12,7 +12,6 @@ two CPU cores an epoch of 292 images takes some 30 seconds for each network.
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import pathlib
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_muffnet.files import written_aside
+from keras_muffnet.files import write_csv
 from keras_muffnet.training import DetectionRecipe
 from keras_muffnet.training import load_recipe
 
@@ -45,13 +44,7 @@ def main() -> None:
         rows = run(args)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise SystemExit(f"benchmark_detection: error: {error}") from error
-    with (
-        written_aside(args.output) as aside,
-        open(aside, "w", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.output, rows, list(rows[0]))
     for name in rows[0]:
         print(f"{name:<16}" + "".join(f"{row[name]!s:>18}" for row in rows))
 

@@ -93,13 +93,10 @@ def read_rows(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def write_rows(rows: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
     """Writes all rows, in the order of the models."""
-    from keras_muffnet.files import written_aside
+    from keras_muffnet.files import write_csv
 
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
-        fields = list(next(iter(rows.values())))
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[name] for name in MODELS if name in rows)
+    known = [rows[name] for name in MODELS if name in rows]
+    write_csv(path, known, list(known[0]))
 
 
 def print_table(rows: dict[str, dict[str, Any]]) -> None:

@@ -14,7 +14,6 @@ Compiling, and the first steps, do not count.
 """
 
 import argparse
-import csv
 import dataclasses
 import importlib.util
 import itertools
@@ -29,6 +28,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from keras_muffnet.files import write_csv
+
 BACKENDS = ("tensorflow", "jax", "torch")
 
 
@@ -42,7 +43,7 @@ def main() -> None:
     for backend in args.backends:
         print(f"{backend} ...", flush=True)
         rows += measure_elsewhere(backend, args)
-        write_rows(rows, args.output)
+        write_csv(args.output, rows, list(rows[0]))
     for row in rows:
         print("\n" + "\n".join(f"{k:<24}{v}" for k, v in row.items()))
 
@@ -82,16 +83,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def write_rows(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Writes all rows."""
-    from keras_muffnet.files import written_aside
-
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def measure_elsewhere(

@@ -13,13 +13,13 @@ seeds; interrupted, the same command goes on.
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import pathlib
 import statistics
 from typing import Any
 
+from keras_muffnet.files import write_csv
 from keras_muffnet.files import written_aside
 from keras_muffnet.training import Recipe
 from keras_muffnet.training import load_recipe
@@ -32,13 +32,7 @@ def main() -> None:
         rows = run(args)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise SystemExit(f"benchmark_transfer: error: {error}") from error
-    with (
-        written_aside(args.output) as aside,
-        open(aside, "w", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.output, rows, list(rows[0]))
     print_table(rows)
 
 

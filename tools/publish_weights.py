@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from typing import Any
 
+from keras_muffnet.files import write_csv
 from keras_muffnet.files import written_aside
 from keras_muffnet.published import CATALOGUE
 from keras_muffnet.published import DETECTORS
@@ -113,8 +114,7 @@ def publish(args: argparse.Namespace) -> None:
                 f"Received: from {before:.2%} to {after:.2%}"
             )
         sha256 = hashlib.sha256(aside.read_bytes()).hexdigest()
-        with written_aside(FOLDER / f"{stem}.csv") as path:
-            write_log(path, log)
+        write_csv(FOLDER / f"{stem}.csv", log, list(log[0]))
         with written_aside(FOLDER / f"{stem}.png") as path:
             history = {k: [float(row[k]) for row in log] for k in log[0]}
             plot_curves(history, path, score)
@@ -136,14 +136,6 @@ def joined_logs(runs: list[pathlib.Path]) -> list[dict[str, str]]:
             for row in csv.DictReader(file):
                 rows.append({**row, "epoch": str(len(rows) + 1)})
     return rows
-
-
-def write_log(path: pathlib.Path, rows: list[dict[str, str]]) -> None:
-    """Writes a log as CSV."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def halved(model: "keras.Model") -> "keras.Model":

@@ -210,7 +210,7 @@ def write_tables(numbers: list[int], output: pathlib.Path) -> bool:
         lines = report.table_lines(counted, measured)
         heading = report.table_heading(number)
         report.print_lines(heading, lines)
-        report.write_csv(lines, output / f"table{number}.csv")
+        report.write_table(lines, output / f"table{number}.csv")
         sections[heading] = lines
         agree = agree and all(counts.agrees for _, counts in counted)
     if len(sections) == len(TABLES):
@@ -247,7 +247,7 @@ def write_section4(output: pathlib.Path) -> bool:
         },
     ]
     report.print_lines(f"Section 4, a = {A}, L = {LAYERS}, s0 = {SIZE}", lines)
-    report.write_csv(lines, output / "section4.csv")
+    report.write_table(lines, output / "section4.csv")
     # The text gives no more than the power of ten.
     return round(math.log10(crossing)) == 4
 

@@ -1,12 +1,12 @@
 """The tables as text, CSV and Markdown: printed beside ours."""
 
-import csv
 import math
 import pathlib
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from keras_muffnet.files import write_csv
 from keras_muffnet.files import written_aside
 from keras_muffnet.reproduction.accuracy import Measurement
 from keras_muffnet.reproduction.accuracy import Summary
@@ -84,13 +84,9 @@ def _text(found: Summary) -> str:
     return f"{text} ({found.seeds} seed{'s' if found.seeds > 1 else ''})"
 
 
-def write_csv(lines: Sequence[Line], path: pathlib.Path) -> None:
-    """Writes lines of one set of columns as CSV."""
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
-        fields = _fields(lines)
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+def write_table(lines: Sequence[Line], path: pathlib.Path) -> None:
+    """Writes lines as CSV, with the columns of all."""
+    write_csv(path, lines, _fields(lines))
 
 
 def write_markdown(

@@ -1,6 +1,5 @@
 """What a run writes of itself: CSV, TensorBoard events, curves."""
 
-import csv
 import os
 import pathlib
 import struct
@@ -8,7 +7,7 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-from keras_muffnet.files import written_aside
+from keras_muffnet.files import write_csv
 from keras_muffnet.plots import plot_curves
 
 Row = Mapping[str, float]
@@ -40,13 +39,7 @@ class Log:
 
     def rewrite(self, rows: Sequence[Row]) -> None:
         """Writes the CSV and the curves of the epochs so far."""
-        with (
-            written_aside(self.folder / "log.csv") as aside,
-            open(aside, "w", newline="") as file,
-        ):
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(self.folder / "log.csv", rows, list(rows[0]))
         if self._draws:
             self._draw(rows)
 

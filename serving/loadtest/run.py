@@ -20,7 +20,6 @@ Both exit with status 1 if a request failed or memory grew.
 
 import argparse
 import contextlib
-import csv
 import itertools
 import json
 import os
@@ -165,6 +164,8 @@ class Server(NamedTuple):
 
 def main() -> None:
     """Runs the command."""
+    from keras_muffnet.files import write_csv
+
     args = parse_args()
     plan = QUICK if args.quick else FULL
     with contextlib.ExitStack() as stack:
@@ -194,7 +195,7 @@ def main() -> None:
             results = sweep(plan, bare, generator, server, bodies, path)
             verdict = ""
     rows = make_rows(results)
-    write_rows(rows, args.output)
+    write_csv(args.output, rows, FIELDS)
     print_table(rows)
     if args.picture:
         draw(rows, args.picture)
@@ -480,16 +481,6 @@ def make_rows(results: Results) -> list[dict[str, Any]]:
         key=lambda row: (order.index((row["form"], row["loop"])), row["level"])
     )
     return rows
-
-
-def write_rows(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
-    """Writes the table as CSV."""
-    from keras_muffnet.files import written_aside
-
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
