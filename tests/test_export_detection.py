@@ -129,6 +129,12 @@ def test_encoded_images_of_any_size(files):
         assert names[k].decode() == wanted
 
 
+def test_a_saved_model_knows_its_classes(files):
+    folder, *_ = files
+    assert load_detector(folder / "served").class_names == tuple(LABELS)
+    assert load_detector(folder / "model.keras").class_names == ()
+
+
 def test_boxes_are_served(files):
     folder, *_ = files
     content = io.BytesIO()

@@ -169,6 +169,7 @@ def test_a_detector_is_published(detector_run, folder, monkeypatch):
             np.float16(keras.ops.convert_to_numpy(theirs)),
         )
     assert load_detector("digits").size == (64, 64)
+    assert load_detector("digits").class_names == ("cat", "dog")
     again = dataclasses.replace(
         DetectionRecipe(
             **json.loads((source / "configuration.json").read_text())[

@@ -58,8 +58,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--labels",
         type=pathlib.Path,
-        help="text file with the name of a class on each line (default: those "
-        "of a detector that ships, else their numbers)",
+        help="text file with the name of a class on each line (default: what "
+        "the detector was saved with, else their numbers)",
     )
     parser.add_argument(
         "--threshold",
@@ -78,7 +78,6 @@ def parse_args() -> argparse.Namespace:
 
 def detect(args: argparse.Namespace) -> None:
     """Detects, draws, writes and prints."""
-    from keras_muffnet.published import published_detectors
     from keras_muffnet.training import load_detector
 
     if not args.input.exists():
@@ -90,14 +89,11 @@ def detect(args: argparse.Namespace) -> None:
             f"input must be a folder or end in {', '.join(IMAGES + VIDEOS)}. "
             f"Received: {args.input}"
         )
-    labels: list[str] = []
-    if str(args.model) in published_detectors():
-        labels = list(published_detectors()[str(args.model)].class_names)
+    detector = load_detector(args.model)
+    labels = list(detector.class_names)
     if args.labels:
         labels = args.labels.read_text(encoding="utf-8").splitlines()
-    mark = functools.partial(
-        marked, labels=labels, detector=load_detector(args.model)
-    )
+    mark = functools.partial(marked, labels=labels, detector=detector)
     if is_video:
         mark_video(args.input, args.output, mark, args.threshold)
         return

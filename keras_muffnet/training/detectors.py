@@ -31,10 +31,13 @@ class Detector(NamedTuple):
         size: height and width of its images in pixels.
         detect: from float32 pixels in [0, 255], `(n, height, width, 3)`, to
             `Detections` of NumPy, in pixels of these images.
+        class_names: of a detector that ships, or of a SavedModel with labels;
+            else empty.
     """
 
     size: tuple[int, int]
     detect: Callable[[np.ndarray], Detections]
+    class_names: tuple[str, ...] = ()
 
 
 def load_detector(path: str | os.PathLike[str]) -> Detector:
@@ -45,17 +48,19 @@ def load_detector(path: str | os.PathLike[str]) -> Detector:
     Args:
         path: the name of a detector that ships, a key of
             `keras_muffnet.published_detectors()`; a `.keras` file of what
-            `SSD` built; a SavedModel that
-            `export_saved_model` wrote, or a folder of its versions, of which
-            the latest is taken; or a `.tflite` file of `export_litert`.
+            `SSD` built; a SavedModel that `export_saved_model` wrote, or a
+            folder of its versions, of which the latest is taken; or a
+            `.tflite` file of `export_litert`.
 
     Raises:
         ValueError: if the path is none of these.
         OSError: if a file is damaged.
         ImportError: if the package that runs the file is not installed.
     """
-    if str(path) in published_detectors():
-        return _keras(pretrained_ssd(str(path)))
+    published = published_detectors().get(str(path))
+    if published is not None:
+        found = _keras(pretrained_ssd(str(path)))
+        return found._replace(class_names=published.class_names)
     path = pathlib.Path(path)
     if path.is_dir():
         return _saved_model(latest_version(path))
@@ -108,7 +113,9 @@ def _saved_model(folder: pathlib.Path) -> Detector:
             Detections(*(answer[name].numpy() for name in _NAMES)), size
         )
 
-    return Detector(size, detect)
+    names = folder / "assets" / "labels.txt"
+    labels = names.read_text("utf-8").splitlines() if names.exists() else ()
+    return Detector(size, detect, tuple(labels))
 
 
 def _litert(path: pathlib.Path) -> Detector:
