@@ -1,5 +1,6 @@
 """Training of detectors: runs that resume, first weights, recipes."""
 
+import csv
 import json
 
 import keras
@@ -17,11 +18,13 @@ from keras_muffnet.training import fit
 from keras_muffnet.training import load_recipe
 from keras_muffnet.training import recipe_names
 from keras_muffnet.training.schedules import make_schedule
+from tests.test_data_detection import write_voc
 from tests.test_detection import padded
 from tests.test_detection import small_ssd
 from tests.test_training import read_log
 from tests.training_run import Batches
 from tests.training_run import digest
+from tools import benchmark_detection
 
 
 class SmallFeed:
@@ -190,3 +193,38 @@ def test_recipes_of_both_kinds_are_told_apart():
     assert not set(detectors) & set(recipe_names())
     with pytest.raises(ValueError, match="`name` must be one of"):
         load_recipe("ssd512")
+
+
+def test_backbones_are_compared(tmp_path, monkeypatch):
+    objects = [("cat", (3, 3, 20, 20)), ("dog", (9, 9, 30, 28))]
+    images = write_voc(
+        tmp_path / "voc",
+        {"trainval": "abcd", "test": "ab"},
+        dict.fromkeys("abcd", objects),
+    )
+    recipe = small_recipe(
+        batch_size=2, extra_width=0.05, train_split="trainval"
+    )
+    monkeypatch.setattr(benchmark_detection, "ROUNDS", 2)
+    monkeypatch.setattr(
+        benchmark_detection,
+        "BACKBONES",
+        {"muffnet": 0.1, "ShuffleNetV2": 0.1},
+    )
+    monkeypatch.setattr(
+        benchmark_detection, "load_recipe", lambda name, kind: recipe
+    )
+    output = tmp_path / "detection.csv"
+    flags = ["--data", images, "--epochs", 1, "--output", output]
+    flags += ["--runs", tmp_path / "runs"]
+    command = ["benchmark_detection.py", *map(str, flags)]
+    monkeypatch.setattr("sys.argv", command)
+    benchmark_detection.main()
+    with open(output, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["backbone"] for row in rows] == ["muffnet", "ShuffleNetV2"]
+    for row in rows:
+        assert int(row["parameters"]) > 0
+        assert 0 <= float(row["ap50"]) <= 1
+        assert float(row["float_ms"]) > 0
+        assert float(row["int8_ms"]) > 0
