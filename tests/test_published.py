@@ -187,6 +187,17 @@ def test_a_detector_is_published(detector_run, folder, monkeypatch):
         pretrained_ssd("digits")
 
 
+def test_a_detector_on_a_peer_does_not_ship(detector_run, folder, monkeypatch):
+    source, _ = detector_run
+    path = source / "configuration.json"
+    configuration = json.loads(path.read_text())
+    configuration["settings"]["backbone"] = "MobileNet"
+    path.write_text(json.dumps(configuration))
+    with pytest.raises(SystemExit, match="must be 'muffnet'"):
+        publish(source, monkeypatch, data="voc/")
+    assert not list(folder.iterdir())
+
+
 def test_an_unknown_detector_is_refused():
     with pytest.raises(ValueError, match="`name` must be one of"):
         pretrained_ssd("cells")

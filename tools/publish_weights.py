@@ -98,6 +98,11 @@ def publish(args: argparse.Namespace) -> None:
     if "extra_width" in settings:
         stem, taken, score = args.name, "last", "ap50"
         measure: Callable[..., float] = average_precision
+        if settings["backbone"] != "muffnet":
+            raise ValueError(
+                "`backbone` of a detector that ships must be 'muffnet'. "
+                f"Received: backbone={settings['backbone']!r}"
+            )
     else:
         stem = file_stem(args.name, settings["alpha"])
         taken, score, measure = "best", "accuracy", accuracy
@@ -299,35 +304,23 @@ def enter(
         "size": settings["size"],
     }
     if is_detector(model):
-        entry |= detector_entry(model, settings) | {"sha256": sha256}
+        entry |= {
+            "alpha": settings["alpha"],
+            "extra_filters": [
+                layer.filters
+                for layer in model.layers
+                if layer.name.startswith("extra")
+                and layer.name.endswith("_reduction_conv")
+            ],
+            "scales": model.layers[-1].scales,
+            "sha256": sha256,
+        }
     else:
         stem = "cifar" if settings["stem"] == "auto" else settings["stem"]
         entry["stem"] = stem
         entry.setdefault("sha256", {})[str(float(settings["alpha"]))] = sha256
     with written_aside(path) as aside:
         aside.write_text(json.dumps(catalogue, indent=2) + "\n")
-
-
-def detector_entry(
-    model: "keras.Model", settings: dict[str, Any]
-) -> dict[str, Any]:
-    """What `keras_muffnet.detection.pretrained_ssd` must know."""
-    if settings["backbone"] != "muffnet":
-        raise ValueError(
-            "`backbone` of a detector that ships must be 'muffnet'. "
-            f"Received: backbone={settings['backbone']!r}"
-        )
-    extra = [
-        layer.filters
-        for layer in model.layers
-        if layer.name.endswith("_reduction_conv")
-        and layer.name.startswith("extra")
-    ]
-    return {
-        "alpha": settings["alpha"],
-        "extra_filters": extra,
-        "scales": model.layers[-1].scales,
-    }
 
 
 if __name__ == "__main__":
