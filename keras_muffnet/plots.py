@@ -170,7 +170,8 @@ def plot_boxes(
     colormaps = load_optional("matplotlib", "all").colormaps
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    tallest = max(image.shape[0] / image.shape[1] for image in images)
+    # Wide images leave no room between rows; high ones are drawn smaller.
+    tallest = min(1, max(image.shape[0] / image.shape[1] for image in images))
     figure, grid = new_figure(
         3.2 * columns, 3.2 * tallest * rows + 0.4, columns, rows
     )

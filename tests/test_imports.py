@@ -43,7 +43,10 @@ ABOVE_CORE = [
 ]
 CORE_REQUIRES = {"keras", "numpy"}
 # What a part above the core may import of its row.
-BESIDE = {"training": ["data"], "reproduction": ["baselines", "training"]}
+BESIDE = {
+    "training": ["baselines", "data"],
+    "reproduction": ["baselines", "training"],
+}
 ABOVE_CORE_REQUIRES = {
     # PIL and jax: the feed that needs no TensorFlow
     "data": {"PIL", "jax", "tensorflow"},

@@ -8,8 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_muffnet import baselines
 from keras_muffnet.applications import MuffNet
+from keras_muffnet.baselines import MobileNet
+from keras_muffnet.baselines import MobileNetV2
+from keras_muffnet.baselines import ShuffleNetV2
 from keras_muffnet.blocks import image_shape
 from keras_muffnet.data.detection import DetectionFeed
 from keras_muffnet.data.detection import make_detection_feed
@@ -38,7 +40,11 @@ from keras_muffnet.training.tasks import Row
 # the same probability. The first steps of a good run may have several times it.
 DIVERGED = 100
 # Backbones of `keras_muffnet.baselines`: those of section 5.4.
-PEERS = ("MobileNet", "MobileNetV2", "ShuffleNetV2")
+PEERS = {
+    "MobileNet": MobileNet,
+    "MobileNetV2": MobileNetV2,
+    "ShuffleNetV2": ShuffleNetV2,
+}
 
 
 def open_detection_feed(recipe: DetectionRecipe) -> DetectionFeed:
@@ -110,8 +116,7 @@ def _backbone(recipe: DetectionRecipe, shape: tuple[int, ...]) -> keras.Model:
             f"weights={recipe.weights!r}"
         )
     if recipe.backbone in PEERS:
-        build = getattr(baselines, recipe.backbone)
-        return build(
+        return PEERS[recipe.backbone](
             input_shape=shape,
             alpha=recipe.alpha,
             include_top=False,
