@@ -110,6 +110,9 @@ def plot_accuracy(panels: Mapping[str, Sequence[Point]], path: Path) -> None:
                 label=family,
             )
         axes.set_xscale("log")
+        # Room for two labels, where all rows have about the same FLOPs.
+        flops = [flops for _, flops, _ in points]
+        axes.set_xlim(0.7 * min(flops), 1.4 * max(flops))
         axes.set_xlabel("FLOPs (millions)")
         axes.set_ylabel("top-1 accuracy (%)")
         axes.set_title(title, fontsize=10)
