@@ -13,7 +13,6 @@ two CPU cores an epoch of 292 images takes some 15 seconds for each network.
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import statistics
 import tempfile
@@ -128,10 +127,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def train(recipe: DetectionRecipe, output: pathlib.Path) -> dict[str, Any]:
-    """Trains, unless it was done before; returns the closing figures."""
-    done = output / "result.json"
-    if done.exists():
-        return json.loads(done.read_text())
+    """Trains what is left of a run; returns the closing figures."""
     import keras
 
     from keras_muffnet import training

@@ -14,7 +14,6 @@ seeds; interrupted, the same command goes on.
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import statistics
 from typing import Any
@@ -154,10 +153,7 @@ def make_recipe(
 
 
 def train(recipe: Recipe, output: pathlib.Path) -> dict[str, Any]:
-    """Trains, unless it was done before; returns the closing figures."""
-    done = output / "result.json"
-    if done.exists():
-        return json.loads(done.read_text())
+    """Trains what is left of a run; returns the closing figures."""
     import keras
 
     from keras_muffnet import training
