@@ -73,6 +73,7 @@ def quantize(args: argparse.Namespace) -> None:
     """Calibrates, fine-tunes, converts, and measures each on the test split."""
     import keras
 
+    from keras_muffnet.data import open_detection_source
     from keras_muffnet.detection import pretrained_ssd
     from keras_muffnet.detection import two_outputs
     from keras_muffnet.detection.ssd import predictions_layer
@@ -87,23 +88,28 @@ def quantize(args: argparse.Namespace) -> None:
     else:
         model = keras.saving.load_model(args.model, compile=False)
     size = predictions_layer(model).image_size
-    check_classes(args, size, model.output_shape[-1] - 5)
+    source = open_detection_source(args.data)
+    classes = model.output_shape[-1] - 5
+    if len(source.class_names) != classes:
+        raise ValueError(
+            f"--data must have the {classes} classes of the model. "
+            f"Received: {', '.join(source.class_names)} in {args.data}"
+        )
     files = {name: args.output / f"{name}.tflite" for name in FILES}
 
     print("Writing float32.tflite")
     export_litert(model, files["float32"])
     print("Calibrating")
-    quantized = quantize_aware(
-        two_outputs(model), calibration_images(args, size), engine="keras"
-    )
+    images = calibration_images(args, source, size)
+    quantized = quantize_aware(two_outputs(model), images, engine="keras")
     print("Writing int8_post_training.tflite")
     export_litert(model, files["int8_post_training"], quantized=quantized)
-    fine_tune(quantized, model, args)
+    fine_tune(quantized, model, args, source)
     print("Writing int8.tflite")
     export_litert(model, files["int8"], quantized=quantized)
 
     print("Evaluating on the test split")
-    metrics = compare(files, args, size)
+    metrics = compare(files, args, source, size)
     with written_aside(args.output / "metrics.json") as aside:
         aside.write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"{'file':<22}{'bytes':>12}{'AP50':>9}{'IoU with float':>16}")
@@ -116,14 +122,16 @@ def quantize(args: argparse.Namespace) -> None:
 
 
 def make_feed(
-    args: argparse.Namespace, size: tuple[int, int], **settings: Any
+    args: argparse.Namespace,
+    source: Any,
+    size: tuple[int, int],
+    **settings: Any,
 ) -> Any:
-    """Opens the images; see `keras_muffnet.data.make_detection_feed`."""
-    from keras_muffnet.data.detection import make_detection_feed
-    from keras_muffnet.data.detection import open_detection_source
+    """Makes batches; see `keras_muffnet.data.make_detection_feed`."""
+    from keras_muffnet.data import make_detection_feed
 
     return make_detection_feed(
-        open_detection_source(args.data),
+        source,
         size=size,
         seed=args.seed,
         on_bad_annotation=args.on_bad_annotation,
@@ -136,23 +144,13 @@ def make_feed(
     )
 
 
-def check_classes(
-    args: argparse.Namespace, size: tuple[int, int], classes: int
-) -> None:
-    """Raises if the images have other classes than the model."""
-    names = make_feed(args, size, cache=False).class_names
-    if len(names) != classes:
-        raise ValueError(
-            f"--data must have the {classes} classes of the model. "
-            f"Received: {', '.join(names)} in {args.data}"
-        )
-
-
 def calibration_images(
-    args: argparse.Namespace, size: tuple[int, int]
+    args: argparse.Namespace, source: Any, size: tuple[int, int]
 ) -> np.ndarray:
     """Returns training images as they are, scaled."""
-    feed = make_feed(args, size, test_split=args.train_split, cache=False)
+    feed = make_feed(
+        args, source, size, test_split=args.train_split, cache=False
+    )
     batches = feed.evaluation()
     images: list[np.ndarray] = []
     for index in range(len(batches)):
@@ -162,7 +160,9 @@ def calibration_images(
     return np.stack(images[: args.calibration_images])
 
 
-def fine_tune(quantized: Any, model: Any, args: argparse.Namespace) -> None:
+def fine_tune(
+    quantized: Any, model: Any, args: argparse.Namespace, source: Any
+) -> None:
     """Trains with SSD's loss, on a cosine from the learning rate to nothing."""
     import keras
 
@@ -179,7 +179,7 @@ def fine_tune(quantized: Any, model: Any, args: argparse.Namespace) -> None:
     mild = SSDAugmentation(
         brightness=0, contrast=same, saturation=same, hue=0, expansion=1
     )
-    feed = make_feed(args, layer.image_size, augment=mild)
+    feed = make_feed(args, source, layer.image_size, augment=mild)
     schedule = keras.optimizers.schedules.CosineDecay(
         args.learning_rate,
         decay_steps=max(1, args.epochs * feed.steps_per_epoch),
@@ -201,6 +201,7 @@ def fine_tune(quantized: Any, model: Any, args: argparse.Namespace) -> None:
 def compare(
     files: dict[str, pathlib.Path],
     args: argparse.Namespace,
+    source: Any,
     size: tuple[int, int],
 ) -> dict[str, Any]:
     """Returns AP50 of each file, its size, and how near its boxes are."""
@@ -211,6 +212,7 @@ def compare(
 
     feed = make_feed(
         args,
+        source,
         size,
         train_split=args.test_split,  # the other one is not opened
         mean=0.0,
