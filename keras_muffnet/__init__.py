@@ -7,18 +7,17 @@ Keras backend.
 import importlib
 import sys
 from typing import TYPE_CHECKING
-from typing import Any
+
+from keras_muffnet._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from keras_muffnet.applications import MuffNet as MuffNet
-    from keras_muffnet.applications import (
-        decode_predictions as decode_predictions,
-    )
-    from keras_muffnet.applications import preprocess_input as preprocess_input
     from keras_muffnet.budget import stages_for_budget as stages_for_budget
     from keras_muffnet.complexity import count_complexity as count_complexity
     from keras_muffnet.federation import SharingMatrix as SharingMatrix
     from keras_muffnet.layers import ChannelSlice as ChannelSlice
+    from keras_muffnet.muffnet import MuffNet as MuffNet
+    from keras_muffnet.muffnet import decode_predictions as decode_predictions
+    from keras_muffnet.preprocessing import preprocess_input as preprocess_input
     from keras_muffnet.presets import StageSpec as StageSpec
     from keras_muffnet.presets import (
         stages_from_notation as stages_from_notation,
@@ -32,12 +31,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ChannelSlice": "layers",
-    "MuffNet": "applications",
+    "MuffNet": "muffnet",
     "SharingMatrix": "federation",
     "StageSpec": "presets",
     "count_complexity": "complexity",
-    "decode_predictions": "applications",
-    "preprocess_input": "applications",
+    "decode_predictions": "muffnet",
+    "preprocess_input": "preprocessing",
     "published_detectors": "published",
     "published_weights": "published",
     "stages_for_budget": "budget",
@@ -46,17 +45,7 @@ _HOMES = {
 
 __all__ = list(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-    value = globals()[name] = getattr(home, name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 
 # A saved model needs ChannelSlice registered before `load_model`. With Keras

@@ -12,8 +12,8 @@ import numpy as np
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import positive_integer
 from keras_muffnet.blocks import channel_axis
-from keras_muffnet.federation import positive_integer
 from keras_muffnet.presets import SMALL_INPUT
 from keras_muffnet.presets import STEMS
 

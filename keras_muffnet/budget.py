@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_muffnet._arguments import positive_integer
 from keras_muffnet.federation import PATTERNS
-from keras_muffnet.federation import positive_integer
 from keras_muffnet.presets import PAPER_LAYERS
 from keras_muffnet.presets import PAPER_NOTATION
 from keras_muffnet.presets import PRESETS

@@ -20,13 +20,13 @@ messages and layer names count from 1, as the paper does.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from keras_muffnet._arguments import positive_integer
 
 # Section 3.3: the share of a layer's channels that goes `distance` layers on.
 _DECAY: dict[str, Callable[[int], float]] = {
@@ -252,41 +252,6 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
     for k in by_remainder[: rest - sum(parts)]:
         parts[k] += 1
     return parts + [1] * (len(weights) - free)
-
-
-def positive_integer(name: str, value: Any) -> int:
-    """Returns an argument that must be 1, 2, ... as an int.
-
-    Raises:
-        ValueError: naming the argument, if it is anything else.
-    """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, np.integer))
-        or value < 1
-    ):
-        raise ValueError(
-            f"`{name}` must be a positive integer. Received: {name}={value!r}"
-        )
-    return int(value)
-
-
-def positive_number(name: str, value: Any) -> float:
-    """Returns an argument that must be a positive, finite number as it is.
-
-    Raises:
-        ValueError: naming the argument, if it is anything else.
-    """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float, np.integer, np.floating))
-        or not math.isfinite(value)
-        or value <= 0
-    ):
-        raise ValueError(
-            f"`{name}` must be a positive number. Received: {name}={value!r}"
-        )
-    return value  # type: ignore[return-value]
 
 
 def _checked_array(rows: Iterable[Iterable[int]]) -> np.ndarray:

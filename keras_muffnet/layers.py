@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_muffnet.federation import positive_integer
+from keras_muffnet._arguments import positive_integer
 
 
 @keras.saving.register_keras_serializable(package="keras_muffnet")

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_muffnet.files import written_aside
-from keras_muffnet.optional import load_optional
+from keras_muffnet._files import written_aside
+from keras_muffnet._optional import load_optional
 from keras_muffnet.presets import StageSpec
 
 Path = str | os.PathLike[str]

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_muffnet._arguments import positive_number
 from keras_muffnet.federation import PATTERNS
 from keras_muffnet.federation import SharingMatrix
-from keras_muffnet.federation import positive_number
 from keras_muffnet.federation import reduction_macs
 from keras_muffnet.federation import reduction_parameters
 

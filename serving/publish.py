@@ -36,7 +36,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
 
-from keras_muffnet.files import written_aside
+from keras_muffnet._files import written_aside
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIG = HERE / "config" / "models.config"

@@ -7,7 +7,7 @@ from PIL import Image
 from keras_muffnet.data import SSDAugmentation
 from keras_muffnet.data import make_detection_feed
 from keras_muffnet.data import open_detection_source
-from keras_muffnet.data import ssd_augmentation
+from keras_muffnet.data.detection import augmentation as ssd_augmentation
 
 WIDTH, HEIGHT = 40, 30
 

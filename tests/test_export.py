@@ -22,8 +22,8 @@ from keras_muffnet.export import export_litert
 from keras_muffnet.export import export_saved_model
 from keras_muffnet.export import publish_litert
 from keras_muffnet.litert import LiteRTModel
-from keras_muffnet.litert import Operation
-from keras_muffnet.litert import median_latencies
+from keras_muffnet.litert.model import Operation
+from keras_muffnet.litert.model import median_latencies
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.servable import load as load_servable

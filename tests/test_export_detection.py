@@ -19,9 +19,9 @@ from keras_muffnet import quantization
 from keras_muffnet.detection import detector
 from keras_muffnet.detection import two_outputs
 from keras_muffnet.detection.metrics import Found
+from keras_muffnet.evaluation import load_detector
 from keras_muffnet.litert import read_operations
 from keras_muffnet.model_server import ModelServer
-from keras_muffnet.training import load_detector
 from tests.conftest import ROOT
 from tests.test_data_detection import write_voc
 from tests.test_detection import small_backbone

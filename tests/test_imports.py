@@ -12,24 +12,23 @@ PACKAGE = ROOT / "keras_muffnet"
 
 # Each part may import the parts before it in its row.
 CORE = [
-    "files",
-    "optional",
+    "_arguments",
+    "_files",
+    "_lazy",
+    "_optional",
     "litert",
-    "litert_metadata",
     "federation",
     "presets",
     "budget",
-    "spectrum",
     "plots",
-    "diagrams",
     "layers",
     "graph",
+    "preprocessing",
     "blocks",
     "complexity",
-    "muffnet",
     "assembly",
     "published",
-    "applications",
+    "muffnet",
     "detection",
 ]
 ABOVE_CORE = [
@@ -38,13 +37,16 @@ ABOVE_CORE = [
     "export",
     "quantization",
     "model_server",
+    "evaluation",
     "training",
     "reproduction",
 ]
 CORE_REQUIRES = {"keras", "numpy"}
 # What a part above the core may import of its row.
 BESIDE = {
-    "training": ["baselines", "data"],
+    "evaluation": ["data"],
+    "export": ["quantization"],
+    "training": ["baselines", "data", "evaluation"],
     "reproduction": ["baselines", "training"],
 }
 ABOVE_CORE_REQUIRES = {
@@ -56,6 +58,7 @@ ABOVE_CORE_REQUIRES = {
         "tensorflow_model_optimization",
         "tf_keras",
     },
+    "evaluation": {"tensorflow"},
     "training": {"jax", "tensorflow", "torch"},
     # google: protocol buffers; tensorflow_serving and grpc: the gRPC service
     "model_server": {
@@ -113,7 +116,7 @@ def test_imports_point_one_way(path):
 
 
 def test_federation_is_numpy_only():
-    for name in ("federation", "presets", "budget", "spectrum", "files"):
+    for name in ("federation", "presets", "budget", "_arguments", "_files"):
         tops = {n.partition(".")[0] for n in imported(PACKAGE / f"{name}.py")}
         assert "keras" not in tops
 

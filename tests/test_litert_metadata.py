@@ -12,10 +12,10 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from keras_muffnet.litert_metadata import Metadata
-from keras_muffnet.litert_metadata import c_header
-from keras_muffnet.litert_metadata import embed_metadata
-from keras_muffnet.litert_metadata import read_metadata
+from keras_muffnet.litert.metadata import Metadata
+from keras_muffnet.litert.metadata import c_header
+from keras_muffnet.litert.metadata import embed_metadata
+from keras_muffnet.litert.metadata import read_metadata
 
 LABELS = ["ant", "bee, wild", "Käfer", "cat"]
 

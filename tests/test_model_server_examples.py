@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_muffnet.model_server import codec
 from keras_muffnet.model_server import examples
+from keras_muffnet.model_server import json_tensors
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.servable import load
@@ -22,7 +22,7 @@ def assert_raises(text, function, *args, code=Code.INVALID_ARGUMENT):
 
 def parse(body):
     """Returns the features of each example of a body."""
-    serialized = examples.parse_examples(codec.parse(body))
+    serialized = examples.parse_examples(json_tensors.parse(body))
     return [
         {
             name: _values(feature)
@@ -137,7 +137,7 @@ def test_context_belongs_to_each_example():
     ],
 )
 def test_wrong_requests(body, text):
-    assert_raises(text, examples.parse_examples, codec.parse(body))
+    assert_raises(text, examples.parse_examples, json_tensors.parse(body))
 
 
 # Signatures and their outputs

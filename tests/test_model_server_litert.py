@@ -15,7 +15,7 @@ from PIL import Image
 from keras_muffnet import quantization
 from keras_muffnet.export import export_litert
 from keras_muffnet.litert import LiteRTModel
-from keras_muffnet.litert_metadata import embed_metadata
+from keras_muffnet.litert.metadata import embed_metadata
 from keras_muffnet.model_server import ModelServer
 
 LABELS = ["cat", "dog", "bird"]

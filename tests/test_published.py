@@ -16,9 +16,9 @@ from keras_muffnet import published
 from keras_muffnet import published_detectors
 from keras_muffnet import published_weights
 from keras_muffnet.detection import pretrained_ssd
+from keras_muffnet.evaluation import load_detector
 from keras_muffnet.training import DetectionRecipe
 from keras_muffnet.training import build_detector
-from keras_muffnet.training import load_detector
 from keras_muffnet.training import load_recipe
 from tests.conftest import ROOT
 from tools import publish_weights

@@ -25,7 +25,7 @@ from keras_muffnet import quantization
 from keras_muffnet.data import load_digits
 from keras_muffnet.export import export_litert
 from keras_muffnet.litert import LiteRTModel
-from keras_muffnet.litert_metadata import read_metadata
+from keras_muffnet.litert.metadata import read_metadata
 from keras_muffnet.quantization import keras_engine
 from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.plan import plan_quantization

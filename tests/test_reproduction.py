@@ -9,16 +9,16 @@ from scipy import ndimage
 
 from keras_muffnet import SharingMatrix
 from keras_muffnet import StageSpec
-from keras_muffnet import diagrams
 from keras_muffnet import stages_from_notation
 from keras_muffnet.baselines import PEERS
 from keras_muffnet.presets import closed_form_counts
 from keras_muffnet.reproduction import accuracy
+from keras_muffnet.reproduction import diagrams
 from keras_muffnet.reproduction import figures
 from keras_muffnet.reproduction import report
 from keras_muffnet.reproduction import tables
 from keras_muffnet.reproduction import theory
-from keras_muffnet.spectrum import constant_matrix
+from keras_muffnet.reproduction.spectrum import constant_matrix
 from tests.conftest import ROOT
 
 image = pytest.importorskip("matplotlib.image")

@@ -19,7 +19,7 @@ from keras_muffnet import MuffNet
 from keras_muffnet import preprocess_input
 from keras_muffnet.data import load_digits
 from keras_muffnet.litert import LiteRTModel
-from keras_muffnet.litert_metadata import read_metadata
+from keras_muffnet.litert.metadata import read_metadata
 from tests.conftest import ROOT
 
 QUICKSTART = str(ROOT / "tools" / "quickstart.py")

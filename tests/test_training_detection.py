@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_muffnet import MuffNet
-from keras_muffnet.data.detection import GroundTruth
+from keras_muffnet.data.detection.feed import GroundTruth
 from keras_muffnet.detection.ssd import is_detector
 from keras_muffnet.training import Detection
 from keras_muffnet.training import DetectionRecipe

@@ -78,7 +78,7 @@ def parse_args() -> argparse.Namespace:
 
 def detect(args: argparse.Namespace) -> None:
     """Detects, draws, writes and prints."""
-    from keras_muffnet.training import load_detector
+    from keras_muffnet.evaluation import load_detector
 
     if not args.input.exists():
         raise ValueError(f"input must exist. Received: {args.input}")
@@ -122,7 +122,7 @@ def mark_picture(
     from PIL import Image
     from PIL import ImageOps
 
-    from keras_muffnet.files import written_aside
+    from keras_muffnet._files import written_aside
 
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
@@ -141,8 +141,8 @@ def mark_video(
     import numpy as np
     from PIL import Image
 
-    from keras_muffnet.files import written_aside
-    from keras_muffnet.optional import load_optional
+    from keras_muffnet._files import written_aside
+    from keras_muffnet._optional import load_optional
 
     load_optional("imageio_ffmpeg", "video")
     imageio = load_optional("imageio.v2", "video")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 if TYPE_CHECKING:
-    from keras_muffnet.training import Evaluation
+    from keras_muffnet.evaluation import Evaluation
 
 
 def main() -> None:

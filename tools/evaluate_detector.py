@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         required=True,
-        help="images: see `keras_muffnet.data.detection`",
+        help="images: see `keras_muffnet.data.detection.feed`",
     )
     parser.add_argument("--split", default="test", help="(default: test)")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -69,10 +69,10 @@ def evaluate(args: argparse.Namespace) -> None:
     """Evaluates, prints and writes."""
     import keras
 
-    from keras_muffnet.data.detection import make_detection_feed
-    from keras_muffnet.data.detection import open_detection_source
+    from keras_muffnet.data.detection.feed import make_detection_feed
+    from keras_muffnet.data.detection.feed import open_detection_source
     from keras_muffnet.detection.evaluation import find_objects
-    from keras_muffnet.training import load_detector
+    from keras_muffnet.evaluation import load_detector
 
     # The same for all formats; detectors transpose for a model that wants it.
     keras.config.set_image_data_format("channels_last")
@@ -147,7 +147,7 @@ def write(
     images: int,
 ) -> None:
     """Writes `evaluation.json`; what there is no figure of is null in it."""
-    from keras_muffnet.files import written_aside
+    from keras_muffnet._files import written_aside
 
     def known(values: dict[str, float]) -> dict[str, float | None]:
         return {k: v if v == v else None for k, v in values.items()}

@@ -76,10 +76,10 @@ def parse_args() -> argparse.Namespace:
 
 def export(args: argparse.Namespace) -> pathlib.Path:
     """Writes the version and returns its folder."""
-    from keras_muffnet.applications import scales_pixels
     from keras_muffnet.detection.ssd import is_detector
     from keras_muffnet.export import export_saved_model
     from keras_muffnet.export import publish_litert
+    from keras_muffnet.preprocessing import scales_pixels
     from keras_muffnet.published import published_detectors
 
     if args.model and args.model.endswith(".tflite"):
@@ -151,7 +151,7 @@ def export_litert_version(
     from keras_muffnet.detection.ssd import is_detector
     from keras_muffnet.export import export_litert
     from keras_muffnet.export import publish_litert
-    from keras_muffnet.litert_metadata import embed_metadata
+    from keras_muffnet.litert.metadata import embed_metadata
 
     mean, std = normalization
     with tempfile.TemporaryDirectory() as folder:

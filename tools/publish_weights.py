@@ -23,8 +23,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from typing import Any
 
-from keras_muffnet.files import write_csv
-from keras_muffnet.files import written_aside
+from keras_muffnet._files import write_csv
+from keras_muffnet._files import written_aside
 from keras_muffnet.published import CATALOGUE
 from keras_muffnet.published import DETECTORS
 from keras_muffnet.published import FOLDER
@@ -183,8 +183,8 @@ def average_precision(
     model: "keras.Model", data: str, settings: dict[str, Any]
 ) -> float:
     """VOC's AP50 of a detector on the test images."""
-    from keras_muffnet.data.detection import make_detection_feed
-    from keras_muffnet.data.detection import open_detection_source
+    from keras_muffnet.data.detection.feed import make_detection_feed
+    from keras_muffnet.data.detection.feed import open_detection_source
     from keras_muffnet.training import Detection
     from keras_muffnet.training import DetectionRecipe
 

@@ -108,10 +108,10 @@ def quantize(args: argparse.Namespace) -> None:
 
     from keras_muffnet import data
     from keras_muffnet import quantization
+    from keras_muffnet._files import written_aside
     from keras_muffnet.export import export_litert
-    from keras_muffnet.files import written_aside
-    from keras_muffnet.litert_metadata import c_header
-    from keras_muffnet.litert_metadata import embed_metadata
+    from keras_muffnet.litert.metadata import c_header
+    from keras_muffnet.litert.metadata import embed_metadata
 
     keras.utils.set_random_seed(args.seed)
     check_settings(args)
@@ -267,7 +267,7 @@ def load_model(
 
 def default_normalization(model: Any) -> tuple[float, float]:
     """How pixels are scaled for the model, as mean and standard deviation."""
-    from keras_muffnet.applications import scales_pixels
+    from keras_muffnet.preprocessing import scales_pixels
 
     return (0.0, 1.0) if scales_pixels(model) else (128.0, 128.0)
 
@@ -281,7 +281,7 @@ def fine_tune(
     """Trains epoch by epoch, from the last whole one on, and returns it."""
     from keras_muffnet import data
     from keras_muffnet import quantization
-    from keras_muffnet.files import written_aside
+    from keras_muffnet._files import written_aside
 
     checkpoint = args.output / CHECKPOINT
     steps = math.ceil(len(train[0]) / args.batch_size)
@@ -343,7 +343,7 @@ def compare(
 ) -> dict[str, float]:
     """Accuracy, agreement with float, size and latency of each file."""
     from keras_muffnet.litert import LiteRTModel
-    from keras_muffnet.litert import median_latencies
+    from keras_muffnet.litert.model import median_latencies
 
     images, labels = test
     mean, std = normalization

@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         required=True,
-        help="images: see `keras_muffnet.data.detection`",
+        help="images: see `keras_muffnet.data.detection.feed`",
     )
     parser.add_argument(
         "--output", required=True, type=pathlib.Path, help="folder"
@@ -73,12 +73,12 @@ def quantize(args: argparse.Namespace) -> None:
     """Calibrates, fine-tunes, converts, and measures each on the test split."""
     import keras
 
+    from keras_muffnet._files import written_aside
     from keras_muffnet.data import open_detection_source
     from keras_muffnet.detection import pretrained_ssd
     from keras_muffnet.detection import two_outputs
     from keras_muffnet.detection.ssd import predictions_layer
     from keras_muffnet.export import export_litert
-    from keras_muffnet.files import written_aside
     from keras_muffnet.published import published_detectors
     from keras_muffnet.quantization import quantize_aware
 
@@ -208,7 +208,7 @@ def compare(
     from keras_muffnet.detection.evaluation import find_objects
     from keras_muffnet.detection.evaluation import mean_precision
     from keras_muffnet.detection.metrics import voc_average_precision
-    from keras_muffnet.training import load_detector
+    from keras_muffnet.evaluation import load_detector
 
     feed = make_feed(
         args,

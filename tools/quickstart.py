@@ -140,8 +140,8 @@ def train_model(
     import keras
 
     from keras_muffnet import MuffNet
+    from keras_muffnet._files import written_aside
     from keras_muffnet.data import make_dataset
-    from keras_muffnet.files import written_aside
 
     keras.utils.set_random_seed(SEED)
     model = MuffNet(input_shape=(32, 32, 3), alpha=ALPHA, classes=len(CLASSES))
@@ -292,7 +292,7 @@ def post(url: str, request: dict[str, Any]) -> dict[str, Any]:
 def measure(model: Any, output: pathlib.Path) -> dict[str, Any]:
     """Measures file sizes, and latencies of the LiteRT files."""
     from keras_muffnet.litert import LiteRTModel
-    from keras_muffnet.litert import median_latencies
+    from keras_muffnet.litert.model import median_latencies
 
     files = {
         name: output / f"muffnet_{name}.tflite" for name in ("float32", "int8")
@@ -343,7 +343,7 @@ def draw(
 
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
     """Writes a JSON file, whole or not at all."""
-    from keras_muffnet.files import written_aside
+    from keras_muffnet._files import written_aside
 
     with written_aside(path) as aside:
         aside.write_text(json.dumps(values, indent=2) + "\n")

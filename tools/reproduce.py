@@ -225,8 +225,8 @@ def write_section4(output: pathlib.Path) -> bool:
     """Prints and writes section 4's numbers; whether they are the paper's."""
     import math
 
-    from keras_muffnet import spectrum
     from keras_muffnet.reproduction import report
+    from keras_muffnet.reproduction import spectrum
 
     matrix = spectrum.constant_matrix(A, LAYERS)
     flops = spectrum.log_federated_flops(matrix, SIZE)
@@ -276,12 +276,12 @@ def figures(
     output: pathlib.Path,
 ) -> dict[str, Callable[[pathlib.Path], None]]:
     """What draws each figure to a path."""
-    from keras_muffnet import diagrams
     from keras_muffnet import plots
-    from keras_muffnet import spectrum
     from keras_muffnet.presets import PAPER_NOTATION
     from keras_muffnet.presets import stages_from_notation
+    from keras_muffnet.reproduction import diagrams
     from keras_muffnet.reproduction import figures
+    from keras_muffnet.reproduction import spectrum
 
     stages = stages_from_notation(PAPER_NOTATION, ALPHA)
     matrix = spectrum.constant_matrix(A, LAYERS)

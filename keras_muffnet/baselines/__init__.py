@@ -5,10 +5,9 @@ tables 5 and 6 that they stand for. The functions load on first use, so that
 importing this package starts no Keras backend.
 """
 
-import importlib
 from typing import TYPE_CHECKING
-from typing import Any
 
+from keras_muffnet._lazy import lazy_names
 from keras_muffnet.baselines.rows import PEERS as PEERS
 from keras_muffnet.baselines.rows import PeerRow as PeerRow
 
@@ -39,14 +38,4 @@ _HOMES = {
 
 __all__ = ["PEERS", "PeerRow", *_HOMES]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-    value = globals()[name] = getattr(home, name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -10,6 +10,7 @@ import numpy as np
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import positive_integer
 from keras_muffnet.assembly import assemble
 from keras_muffnet.assembly import check_arguments
 from keras_muffnet.assembly import choose_stem
@@ -18,7 +19,6 @@ from keras_muffnet.baselines.densenet import convolution
 from keras_muffnet.baselines.stems import STRIDES
 from keras_muffnet.blocks import channel_axis
 from keras_muffnet.blocks import concatenate
-from keras_muffnet.federation import positive_integer
 from keras_muffnet.graph import trace
 from keras_muffnet.layers import ChannelGather
 from keras_muffnet.layers import ChannelShuffle

@@ -8,12 +8,12 @@ import keras
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import positive_integer
 from keras_muffnet.assembly import assemble
 from keras_muffnet.assembly import check_arguments
 from keras_muffnet.blocks import batch_norm
 from keras_muffnet.blocks import channel_axis
 from keras_muffnet.blocks import concatenate
-from keras_muffnet.federation import positive_integer
 
 BLOCKS = 3
 COMPRESSION = 0.5

@@ -8,13 +8,13 @@ import keras
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import positive_number
 from keras_muffnet.assembly import assemble
 from keras_muffnet.assembly import check_arguments
 from keras_muffnet.assembly import choose_stem
 from keras_muffnet.baselines.stems import STRIDES
 from keras_muffnet.blocks import conv_bn
 from keras_muffnet.blocks import depthwise_bn
-from keras_muffnet.federation import positive_number
 from keras_muffnet.layers import ChannelShuffle
 
 GROUPS = 4

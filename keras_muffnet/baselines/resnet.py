@@ -8,11 +8,11 @@ import keras
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import positive_integer
 from keras_muffnet.assembly import assemble
 from keras_muffnet.assembly import check_arguments
 from keras_muffnet.blocks import channel_axis
 from keras_muffnet.blocks import conv_bn
-from keras_muffnet.federation import positive_integer
 
 STAGE_FILTERS = (16, 32, 64)
 

@@ -7,12 +7,15 @@ from keras_muffnet.data.augmentation import CIFAR as CIFAR
 from keras_muffnet.data.augmentation import IMAGENET as IMAGENET
 from keras_muffnet.data.augmentation import PLAIN as PLAIN
 from keras_muffnet.data.augmentation import Augmentation as Augmentation
-from keras_muffnet.data.detection import DetectionFeed as DetectionFeed
-from keras_muffnet.data.detection import DetectionSource as DetectionSource
-from keras_muffnet.data.detection import (
+from keras_muffnet.data.detection.augmentation import (
+    SSDAugmentation as SSDAugmentation,
+)
+from keras_muffnet.data.detection.feed import DetectionFeed as DetectionFeed
+from keras_muffnet.data.detection.feed import DetectionSource as DetectionSource
+from keras_muffnet.data.detection.feed import (
     make_detection_feed as make_detection_feed,
 )
-from keras_muffnet.data.detection import (
+from keras_muffnet.data.detection.feed import (
     open_detection_source as open_detection_source,
 )
 from keras_muffnet.data.digits import load_digits as load_digits
@@ -24,6 +27,3 @@ from keras_muffnet.data.pipeline import make_dataset as make_dataset
 from keras_muffnet.data.records import write_records as write_records
 from keras_muffnet.data.sources import Source as Source
 from keras_muffnet.data.sources import open_source as open_source
-from keras_muffnet.data.ssd_augmentation import (
-    SSDAugmentation as SSDAugmentation,
-)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_muffnet.optional import load_optional
+from keras_muffnet._optional import load_optional
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_muffnet.optional import load_optional
+from keras_muffnet._optional import load_optional
 
 Split = tuple[np.ndarray, np.ndarray]
 

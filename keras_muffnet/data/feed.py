@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_muffnet._arguments import positive_integer
 from keras_muffnet.data.augmentation import Augmentation
 from keras_muffnet.data.augmentation import Draws
 from keras_muffnet.data.augmentation import permutation
@@ -29,7 +30,6 @@ from keras_muffnet.data.sources import Examples
 from keras_muffnet.data.sources import Source
 from keras_muffnet.data.transforms import Transform
 from keras_muffnet.data.transforms import compiled
-from keras_muffnet.federation import positive_integer
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_muffnet._arguments import positive_integer
+from keras_muffnet._optional import load_optional
 from keras_muffnet.data import sources
 from keras_muffnet.data.digits import load_digits
 from keras_muffnet.data.reading import progress_bar
-from keras_muffnet.federation import positive_integer
-from keras_muffnet.optional import load_optional
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from keras_muffnet.optional import load_optional
+from keras_muffnet._optional import load_optional
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_muffnet._optional import load_optional
 from keras_muffnet.data.decoding import Geometry
 from keras_muffnet.data.decoding import decode_with_pillow
 from keras_muffnet.data.decoding import decode_with_tensorflow
@@ -23,7 +24,6 @@ from keras_muffnet.data.sources import SUFFIXES
 from keras_muffnet.data.sources import ArchiveExamples
 from keras_muffnet.data.sources import Examples
 from keras_muffnet.data.sources import FileExamples
-from keras_muffnet.optional import load_optional
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_muffnet.federation import positive_integer
-from keras_muffnet.files import written_aside
-from keras_muffnet.optional import load_optional
+from keras_muffnet._arguments import positive_integer
+from keras_muffnet._files import written_aside
+from keras_muffnet._optional import load_optional
 
 if TYPE_CHECKING:
     from keras_muffnet.data.sources import Source

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_muffnet._optional import load_optional
 from keras_muffnet.data import records
 from keras_muffnet.data.digits import load_digits
-from keras_muffnet.optional import load_optional
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")

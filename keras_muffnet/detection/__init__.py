@@ -4,9 +4,9 @@ The names below load on first use, so that importing this starts no Keras
 backend.
 """
 
-import importlib
 from typing import TYPE_CHECKING
-from typing import Any
+
+from keras_muffnet._lazy import lazy_names
 
 if TYPE_CHECKING:
     from keras_muffnet.detection.evaluation import (
@@ -35,14 +35,4 @@ _HOMES = {
 
 __all__ = list(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-    value = globals()[name] = getattr(home, name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -60,7 +60,7 @@ class MeanAveragePrecision(keras.callbacks.Callback):
     can watch it.
 
     Args:
-        feed: `keras_muffnet.data.detection.DetectionFeed`, or what has its
+        feed: `keras_muffnet.data.detection.feed.DetectionFeed`, or what has its
             `class_names`, `evaluation` and `ground_truth`.
         every: epochs between evaluations.
     """

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from keras_muffnet.optional import load_optional
+from keras_muffnet._optional import load_optional
 
 # COCO's twelve figures, in the order in which pycocotools gives them.
 COCO_FIGURES = (
@@ -29,7 +29,7 @@ COCO_FIGURES = (
 
 
 class Truth(Protocol):
-    """The objects of an image: `keras_muffnet.data.detection.GroundTruth`."""
+    """The objects of an image, such as `data.detection.feed.GroundTruth`."""
 
     @property
     def size(self) -> tuple[int, int]:

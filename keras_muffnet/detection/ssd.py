@@ -13,7 +13,7 @@ import numpy as np
 from keras import KerasTensor
 from keras import layers
 
-from keras_muffnet.applications import MuffNet
+from keras_muffnet._arguments import positive_integer
 from keras_muffnet.blocks import batch_norm
 from keras_muffnet.blocks import channel_axis
 from keras_muffnet.blocks import image_shape
@@ -23,8 +23,8 @@ from keras_muffnet.detection.anchors import anchor_boxes
 from keras_muffnet.detection.anchors import check_anchors
 from keras_muffnet.detection.postprocess import Detections
 from keras_muffnet.detection.postprocess import detections
-from keras_muffnet.federation import positive_integer
 from keras_muffnet.graph import trace
+from keras_muffnet.muffnet import MuffNet
 from keras_muffnet.published import detector_file
 from keras_muffnet.published import published_detectors
 

@@ -1,6 +1,6 @@
 """Writes models for TF Serving and for LiteRT. Needs TensorFlow."""
 
-from keras_muffnet.optional import load_optional
+from keras_muffnet._optional import load_optional
 
 load_optional("tensorflow", extra="tensorflow")
 

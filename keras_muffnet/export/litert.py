@@ -10,11 +10,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_muffnet._files import write_version
+from keras_muffnet._files import written_aside
 from keras_muffnet.detection.ssd import is_detector
 from keras_muffnet.export.checks import image_shape
 from keras_muffnet.export.detection import finding
-from keras_muffnet.files import write_version
-from keras_muffnet.files import written_aside
 from keras_muffnet.litert import read_operations
 
 # Operations of a file whose weights were not frozen: right answers, ten times

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 
-from keras_muffnet.applications import preprocess_input
-from keras_muffnet.applications import scales_pixels
+from keras_muffnet._arguments import positive_integer
+from keras_muffnet._files import write_version
 from keras_muffnet.detection.ssd import is_detector
 from keras_muffnet.export.checks import image_shape
 from keras_muffnet.export.decoding import MAX_PIXELS
@@ -22,10 +22,10 @@ from keras_muffnet.export.detection import finding
 from keras_muffnet.export.detection import naming_found
 from keras_muffnet.export.model_card import model_card
 from keras_muffnet.export.warm_up import write_warm_up
-from keras_muffnet.federation import positive_integer
-from keras_muffnet.files import write_version
 from keras_muffnet.graph import trace
-from keras_muffnet.litert_metadata import check_labels
+from keras_muffnet.litert.metadata import check_labels
+from keras_muffnet.preprocessing import preprocess_input
+from keras_muffnet.preprocessing import scales_pixels
 
 # Layers that give on what they get, in another shape at most.
 _PASSING = (
@@ -88,7 +88,7 @@ def export_saved_model(
             channels)`, for the model, in TensorFlow. Defaults to
             `keras_muffnet.preprocess_input`, or to nothing where one of the
             model's first layers scales pixels; see
-            `keras_muffnet.applications.scales_pixels`.
+            `keras_muffnet.preprocessing.scales_pixels`.
         max_pixels: the most pixels of an encoded image, against small files
             that fill the memory once decoded.
 

@@ -86,7 +86,7 @@ def _set_up_logging(access_log: bool) -> None:
     # Lines of JSON, as they are.
     lines = logging.StreamHandler()
     lines.setFormatter(logging.Formatter("%(message)s"))
-    access = logging.getLogger("keras_muffnet.model_server.app.access")
+    access = logging.getLogger("keras_muffnet.model_server.rest_service.access")
     access.addHandler(lines)
     access.propagate = False
     access.setLevel(logging.INFO if access_log else logging.WARNING)

@@ -13,10 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_muffnet.model_server import codec
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
+from keras_muffnet.model_server.json_tensors import is_base64
+from keras_muffnet.model_server.json_tensors import kind_name
+from keras_muffnet.model_server.json_tensors import serving_name
+from keras_muffnet.model_server.json_tensors import shown
+from keras_muffnet.model_server.json_tensors import to_bytes
+from keras_muffnet.model_server.json_tensors import write_array
 
 if TYPE_CHECKING:
     from tensorflow.core.example.example_pb2 import Example
@@ -60,19 +65,18 @@ def parse_examples(request: Mapping[str, Any]) -> list[bytes]:
         context = _make_example(request["context"])
     if "examples" not in request:
         raise invalid_argument(
-            f"JSON Value: {codec.shown(request)} When method is classify, key "
+            f"JSON Value: {shown(request)} When method is classify, key "
             "'examples' is expected and was not found"
         )
     examples = request["examples"]
     if not isinstance(examples, list):
         raise invalid_argument(
-            f"JSON Value: {codec.shown(request)} Expecting 'examples' value "
+            f"JSON Value: {shown(request)} Expecting 'examples' value "
             "to be an list/array"
         )
     if not examples:
         raise invalid_argument(
-            f"JSON Value: {codec.shown(request)} 'examples' value is an empty "
-            "array"
+            f"JSON Value: {shown(request)} 'examples' value is an empty array"
         )
     # Messages in a row are one message, whose later fields replace earlier.
     return [context + _make_example(example) for example in examples]
@@ -84,7 +88,7 @@ def _make_example(value: Any) -> bytes:
 
     if not isinstance(value, dict):
         raise invalid_argument(
-            f"Example must be JSON object but got JSON {codec.kind_name(value)}"
+            f"Example must be JSON object but got JSON {kind_name(value)}"
         )
     example = Example()
     for name, content in value.items():
@@ -98,7 +102,7 @@ def _feature(example: "Example", name: str) -> "Feature":
         return example.features.feature[name]
     except UnicodeEncodeError as error:
         raise invalid_argument(
-            f"Feature: {codec.shown(name)} has a name that is no UTF-8"
+            f"Feature: {shown(name)} has a name that is no UTF-8"
         ) from error
 
 
@@ -121,15 +125,15 @@ def _fill_feature(feature: "Feature", name: str, values: list) -> None:
         with np.errstate(over="ignore"):  # beyond float32 is infinite
             feature.float_list.value.extend(np.array(values, np.float32))
     elif kind == "bytes":
-        feature.bytes_list.value.extend(map(codec.to_bytes, values))
+        feature.bytes_list.value.extend(map(to_bytes, values))
 
 
 def _feature_kind(name: str, value: Any) -> str:
     kind = _FEATURE_KINDS.get(type(value))
-    if kind is None or (type(value) is dict and not codec.is_base64(value)):
+    if kind is None or (type(value) is dict and not is_base64(value)):
         raise invalid_argument(
             f"Feature: {name} has element with unexpected JSON type: "
-            f"{codec.kind_name(value)}"
+            f"{kind_name(value)}"
         )
     return kind
 
@@ -224,7 +228,7 @@ def regress(
     if values.dtype != np.float32:
         raise invalid_argument(
             "Expected output Tensor of DT_FLOAT. Got: "
-            f"{codec.serving_name(values.dtype.name)}"
+            f"{serving_name(values.dtype.name)}"
         )
     return values.ravel().tolist()
 
@@ -257,8 +261,7 @@ def _run(
     dtype = signature.inputs[_INPUTS]
     if dtype != "string":
         raise invalid_argument(
-            f"Expects arg[0] to be {codec.serving_name(dtype)} but string is "
-            "provided"
+            f"Expects arg[0] to be {serving_name(dtype)} but string is provided"
         )
     return servable.run(signature, {_INPUTS: np.array(examples, object)})
 
@@ -276,7 +279,7 @@ def _check_classes(array: np.ndarray, name: str, batch: int) -> None:
     if array.dtype.name != dtype:
         raise invalid_argument(
             f"Expected {name} Tensor of {expected}. Got: "
-            f"{codec.serving_name(array.dtype.name)}"
+            f"{serving_name(array.dtype.name)}"
         )
     if len(array) != batch:
         raise invalid_argument(
@@ -289,7 +292,7 @@ def write_classifications(
 ) -> bytes:
     """Writes what `classify` returns as the JSON of an answer."""
     scores = [score for row in classifications for _, score in row]
-    numbers = codec.write_array(np.array(scores, np.float32))
+    numbers = write_array(np.array(scores, np.float32))
     tokens = iter(numbers.strip(b"[]").split(b","))
     rows = (
         b",".join(
@@ -307,4 +310,4 @@ def _write(label: str) -> bytes:
 
 def write_regressions(values: Sequence[float]) -> bytes:
     """Writes what `regress` returns as the JSON of an answer."""
-    return b'{"results":%b}' % codec.write_array(np.array(values, np.float32))
+    return b'{"results":%b}' % write_array(np.array(values, np.float32))

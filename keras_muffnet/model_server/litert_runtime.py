@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert import read_operations
-from keras_muffnet.litert_metadata import read_metadata
+from keras_muffnet.litert.metadata import read_metadata
 from keras_muffnet.model_server.errors import invalid_argument
 from keras_muffnet.model_server.servable import Servable
 from keras_muffnet.model_server.servable import Signature

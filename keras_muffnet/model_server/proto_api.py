@@ -18,11 +18,11 @@ from tensorflow_serving.apis import predict_pb2
 from tensorflow_serving.apis import regression_pb2
 
 from keras_muffnet.model_server import examples
-from keras_muffnet.model_server import tensors
-from keras_muffnet.model_server.codec import DEFAULT_SIGNATURE
+from keras_muffnet.model_server import proto_tensors
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
+from keras_muffnet.model_server.json_tensors import DEFAULT_SIGNATURE
 from keras_muffnet.model_server.servable import Servable
 from keras_muffnet.model_server.servable import Signature
 
@@ -52,7 +52,7 @@ def predict(
     outputs = servable.run(signature, _read_inputs(signature, request.inputs))
     response = predict_pb2.PredictResponse(model_spec=_spec(servable, key))
     for name in wanted:
-        response.outputs[name].CopyFrom(tensors.to_proto(outputs[name]))
+        response.outputs[name].CopyFrom(proto_tensors.to_proto(outputs[name]))
     return response
 
 
@@ -95,7 +95,7 @@ def _wanted_outputs(
 def _read_inputs(signature: Signature, inputs: Any) -> dict[str, np.ndarray]:
     arrays = {}
     for index, (name, dtype) in enumerate(signature.inputs.items()):
-        arrays[name] = tensors.to_array(name, inputs[name])
+        arrays[name] = proto_tensors.to_array(name, inputs[name])
         received = as_dtype(inputs[name].dtype).name
         if received != dtype:
             raise invalid_argument(

@@ -15,13 +15,13 @@ from typing import Any
 import uvicorn
 
 from keras_muffnet.model_server import configuration
-from keras_muffnet.model_server.app import App
 from keras_muffnet.model_server.batching import Batcher
 from keras_muffnet.model_server.batching import BatchingParameters
 from keras_muffnet.model_server.configuration import ModelConfig
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.manager import ModelManager
 from keras_muffnet.model_server.metrics import Metrics
+from keras_muffnet.model_server.rest_service import App
 from keras_muffnet.model_server.servable import load
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from keras_muffnet.litert import LiteRTModel
-from keras_muffnet.litert import Tensor
+from keras_muffnet.litert.model import Tensor
 from keras_muffnet.quantization.lowering import KERNELS
 from keras_muffnet.quantization.plan import Plan
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_muffnet.litert import LiteRTModel
-from keras_muffnet.litert import Node
+from keras_muffnet.litert.model import Node
 from keras_muffnet.plots import plot_layer_noise
 from keras_muffnet.quantization.keras_engine import build
 from keras_muffnet.quantization.lowering import KERNELS

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import keras
 
+from keras_muffnet._files import written_aside
 from keras_muffnet.blocks import image_shape
-from keras_muffnet.files import written_aside
 from keras_muffnet.reproduction.tables import Row
 from keras_muffnet.training import Recipe
 from keras_muffnet.training import configure_keras

@@ -10,12 +10,12 @@ import numpy as np
 from keras_muffnet.plots import Path
 from keras_muffnet.plots import new_figure
 from keras_muffnet.plots import save_figure
-from keras_muffnet.spectrum import Matrix
-from keras_muffnet.spectrum import log_crossing
-from keras_muffnet.spectrum import log_federated_bound
-from keras_muffnet.spectrum import log_federated_flops
-from keras_muffnet.spectrum import log_matched_width
-from keras_muffnet.spectrum import log_plain_bound
+from keras_muffnet.reproduction.spectrum import Matrix
+from keras_muffnet.reproduction.spectrum import log_crossing
+from keras_muffnet.reproduction.spectrum import log_federated_bound
+from keras_muffnet.reproduction.spectrum import log_federated_flops
+from keras_muffnet.reproduction.spectrum import log_matched_width
+from keras_muffnet.reproduction.spectrum import log_plain_bound
 
 # Of MuffNet's peers; its own is red.
 _COLORS = (

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from keras_muffnet.files import write_csv
-from keras_muffnet.files import written_aside
+from keras_muffnet._files import write_csv
+from keras_muffnet._files import written_aside
 from keras_muffnet.reproduction.accuracy import Measurement
 from keras_muffnet.reproduction.accuracy import Summary
 from keras_muffnet.reproduction.accuracy import summarize

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import keras
 
-from keras_muffnet.applications import MuffNet
 from keras_muffnet.baselines import PEERS
 from keras_muffnet.baselines import PeerRow
 from keras_muffnet.blocks import image_shape
@@ -18,6 +17,7 @@ from keras_muffnet.budget import stage_macs
 from keras_muffnet.budget import stages_of_equal_cost
 from keras_muffnet.complexity import count_complexity
 from keras_muffnet.complexity import count_operations
+from keras_muffnet.muffnet import MuffNet
 from keras_muffnet.presets import PAPER_NOTATION
 from keras_muffnet.presets import StageSpec
 from keras_muffnet.presets import closed_form_counts

@@ -18,10 +18,10 @@ import numpy as np
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._files import written_aside
 from keras_muffnet.blocks import federated_stage
 from keras_muffnet.complexity import count_complexity
 from keras_muffnet.federation import SharingMatrix
-from keras_muffnet.files import written_aside
 
 # Figure 4: M[i, j] = 32 in a stage of 4 feature maps.
 GROUP = 32

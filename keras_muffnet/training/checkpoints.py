@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_muffnet.files import written_aside
+from keras_muffnet._files import written_aside
 
 Arrays = dict[str, np.ndarray]
 _PROGRESS = "progress"

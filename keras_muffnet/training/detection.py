@@ -8,15 +8,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_muffnet.applications import MuffNet
 from keras_muffnet.baselines import MobileNet
 from keras_muffnet.baselines import MobileNetV2
 from keras_muffnet.baselines import ShuffleNetV2
 from keras_muffnet.blocks import image_shape
-from keras_muffnet.data.detection import DetectionFeed
-from keras_muffnet.data.detection import make_detection_feed
-from keras_muffnet.data.detection import open_detection_source
-from keras_muffnet.data.ssd_augmentation import SSDAugmentation
+from keras_muffnet.data.detection.augmentation import SSDAugmentation
+from keras_muffnet.data.detection.feed import DetectionFeed
+from keras_muffnet.data.detection.feed import make_detection_feed
+from keras_muffnet.data.detection.feed import open_detection_source
 from keras_muffnet.detection import SSD
 from keras_muffnet.detection import SSDLoss
 from keras_muffnet.detection.anchors import SCALES
@@ -28,6 +27,7 @@ from keras_muffnet.detection.postprocess import detections
 from keras_muffnet.detection.ssd import EXTRA_FILTERS
 from keras_muffnet.detection.ssd import predictions_layer
 from keras_muffnet.detection.ssd import pretrained_ssd
+from keras_muffnet.muffnet import MuffNet
 from keras_muffnet.published import published_detectors
 from keras_muffnet.published import published_weights
 from keras_muffnet.training.network import CLASSIFIER
@@ -55,7 +55,7 @@ def open_detection_feed(recipe: DetectionRecipe) -> DetectionFeed:
 
     Raises:
         ValueError: if the recipe names no images, or they are not as
-            `keras_muffnet.data.detection` wants them.
+            `keras_muffnet.data.detection.feed` wants them.
         ImportError: if a package that the images need is not installed.
     """
     if recipe.data is None:

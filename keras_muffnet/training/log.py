@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-from keras_muffnet.files import write_csv
+from keras_muffnet._files import write_csv
 from keras_muffnet.plots import plot_curves
 
 Row = Mapping[str, float]

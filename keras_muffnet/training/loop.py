@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_muffnet.files import written_aside
+from keras_muffnet._files import written_aside
 from keras_muffnet.training import checkpoints
 from keras_muffnet.training import devices
 from keras_muffnet.training.checkpoints import Arrays

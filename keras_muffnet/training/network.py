@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import keras
 
-from keras_muffnet.applications import MuffNet
 from keras_muffnet.blocks import image_shape
+from keras_muffnet.muffnet import MuffNet
 from keras_muffnet.published import published_weights
 from keras_muffnet.training.recipe import Recipe
 from keras_muffnet.training.recipe import RunRecipe

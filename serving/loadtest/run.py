@@ -164,7 +164,7 @@ class Server(NamedTuple):
 
 def main() -> None:
     """Runs the command."""
-    from keras_muffnet.files import write_csv
+    from keras_muffnet._files import write_csv
 
     args = parse_args()
     plan = QUICK if args.quick else FULL
@@ -314,7 +314,7 @@ def switch(
     Returns:
         The results, and what went wrong, if anything.
     """
-    from keras_muffnet.files import written_aside
+    from keras_muffnet._files import written_aside
 
     new = int(path.name) + 1
     generator.send(
@@ -501,8 +501,8 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     """Draws latency by throughput, and throughput by number of clients."""
-    from keras_muffnet.files import written_aside
-    from keras_muffnet.optional import load_optional
+    from keras_muffnet._files import written_aside
+    from keras_muffnet._optional import load_optional
 
     matplotlib = load_optional("matplotlib.figure", "loadtest")
     figure = matplotlib.Figure(figsize=(10, 4), layout="constrained")

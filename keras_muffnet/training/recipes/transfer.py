@@ -11,7 +11,7 @@ follows it too, at a tenth of the learning rate. `--size`, `--alpha` and
 Cost: minutes on a CPU for some thousand images of 64x64.
 Result: on 1,000 images of 20 classes of Tiny ImageNet, 8 epochs at 32x32,
 34.73%, and 22.20% from scratch (means of 3 seeds of
-`tools/benchmark_transfer.py`).
+`tools/benchmarks/transfer.py`).
 """
 
 from keras_muffnet.training.recipe import Recipe

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_muffnet._arguments import positive_integer
 from keras_muffnet.federation import SharingMatrix
-from keras_muffnet.federation import positive_integer
 
 Matrix = SharingMatrix | Sequence[Sequence[float]] | np.ndarray
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_muffnet._optional import load_optional
 from keras_muffnet.data.augmentation import uniforms
-from keras_muffnet.optional import load_optional
 
 # Least intersection over union of a crop with every box; 0 for any.
 CONSTRAINTS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)

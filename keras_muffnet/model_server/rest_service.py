@@ -17,8 +17,8 @@ from typing import Any
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from keras_muffnet.model_server import codec
 from keras_muffnet.model_server import examples
+from keras_muffnet.model_server import json_tensors
 from keras_muffnet.model_server import page
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
@@ -252,12 +252,14 @@ class App:
 
     def _predict(self, spec: "_Spec", body: bytes, packed: bool) -> bytes:
         request = _read_json(body, packed)
-        key = codec.signature_name(request)
+        key = json_tensors.signature_name(request)
         with self._manager.lease(*spec) as servable:
             signature = servable.signature(key)
-            inputs = codec.decode(request, signature.inputs)
+            inputs = json_tensors.decode(request, signature.inputs)
             outputs = servable.run(signature, inputs)
-        return codec.encode(outputs, rows=codec.is_row_form(request))
+        return json_tensors.encode(
+            outputs, rows=json_tensors.is_row_form(request)
+        )
 
     def _classify(self, spec: "_Spec", body: bytes, packed: bool) -> bytes:
         return examples.write_classifications(
@@ -277,7 +279,7 @@ class App:
         packed: bool,
     ) -> Any:
         request = _read_json(body, packed)
-        key = codec.signature_name(request)
+        key = json_tensors.signature_name(request)
         serialized = examples.parse_examples(request)
         with self._manager.lease(*spec) as servable:
             return run(servable, key, serialized)
@@ -341,7 +343,7 @@ def _has_web_origin(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 def _read_json(body: bytes, packed: bool) -> Mapping[str, Any]:
-    return codec.parse(_unpack(body) if packed else body)
+    return json_tensors.parse(_unpack(body) if packed else body)
 
 
 def _unpack(body: bytes) -> bytes:

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_muffnet.applications import MuffNet
-from keras_muffnet.applications import scales_pixels
+from keras_muffnet._optional import load_optional
 from keras_muffnet.litert import LiteRTModel
-from keras_muffnet.litert_metadata import read_metadata
-from keras_muffnet.optional import load_optional
+from keras_muffnet.litert.metadata import read_metadata
+from keras_muffnet.muffnet import MuffNet
+from keras_muffnet.preprocessing import scales_pixels
 
 Normalization = tuple[float, float]
 # How `keras_muffnet.preprocess_input` scales pixels.

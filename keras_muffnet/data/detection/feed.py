@@ -16,25 +16,27 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_muffnet.data.annotations import DetectionExamples
-from keras_muffnet.data.annotations import DetectionSource as DetectionSource
-from keras_muffnet.data.annotations import Objects
-from keras_muffnet.data.annotations import Problem
-from keras_muffnet.data.annotations import checked
-from keras_muffnet.data.annotations import (
-    open_detection_source as open_detection_source,
-)
+from keras_muffnet._arguments import positive_integer
+from keras_muffnet._optional import load_optional
 from keras_muffnet.data.augmentation import permutation
 from keras_muffnet.data.decoding import resized_with_pillow
 from keras_muffnet.data.decoding import rgb_with_pillow
+from keras_muffnet.data.detection.annotations import DetectionExamples
+from keras_muffnet.data.detection.annotations import (
+    DetectionSource as DetectionSource,
+)
+from keras_muffnet.data.detection.annotations import Objects
+from keras_muffnet.data.detection.annotations import Problem
+from keras_muffnet.data.detection.annotations import checked
+from keras_muffnet.data.detection.annotations import (
+    open_detection_source as open_detection_source,
+)
+from keras_muffnet.data.detection.augmentation import LEAST_SCALE
+from keras_muffnet.data.detection.augmentation import SSDAugmentation
 from keras_muffnet.data.feed import Batches
 from keras_muffnet.data.feed import fits_in_memory
 from keras_muffnet.data.reading import in_threads
 from keras_muffnet.data.reading import progress_bar
-from keras_muffnet.data.ssd_augmentation import LEAST_SCALE
-from keras_muffnet.data.ssd_augmentation import SSDAugmentation
-from keras_muffnet.federation import positive_integer
-from keras_muffnet.optional import load_optional
 
 _CHUNK = 64
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from keras_muffnet._optional import load_optional
 from keras_muffnet.federation import SharingMatrix
-from keras_muffnet.optional import load_optional
 from keras_muffnet.plots import Path
 from keras_muffnet.plots import new_figure
 from keras_muffnet.plots import save_figure

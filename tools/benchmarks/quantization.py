@@ -1,7 +1,7 @@
 r"""Quantizes MuffNets and keras.applications' networks and compares them.
 
-    python tools/benchmark_quantization.py --output results/quantization.csv
-    python tools/benchmark_quantization.py --latency \
+    python tools/benchmarks/quantization.py --output results/quantization.csv
+    python tools/benchmarks/quantization.py --latency \
         --output results/quantization_latency_MACHINE.csv
 
 Each network is trained on scikit-learn's digits (1,437 images, 360 for the
@@ -93,7 +93,7 @@ def read_rows(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def write_rows(rows: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
     """Writes all rows, in the order of the models."""
-    from keras_muffnet.files import write_csv
+    from keras_muffnet._files import write_csv
 
     known = [rows[name] for name in MODELS if name in rows]
     write_csv(path, known, list(known[0]))
@@ -296,7 +296,7 @@ def measure_latency(name: str) -> dict[str, Any]:
     from keras_muffnet import quantization
     from keras_muffnet.export import export_litert
     from keras_muffnet.litert import LiteRTModel
-    from keras_muffnet.litert import median_latencies
+    from keras_muffnet.litert.model import median_latencies
 
     model = make_model(name, LATENCY_SIZE)
     train, _ = load_digits(model)

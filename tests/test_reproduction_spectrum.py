@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from keras_muffnet.federation import PATTERNS
 from keras_muffnet.federation import SharingMatrix
-from keras_muffnet.spectrum import constant_matrix
-from keras_muffnet.spectrum import log_crossing
-from keras_muffnet.spectrum import log_federated_bound
-from keras_muffnet.spectrum import log_federated_flops
-from keras_muffnet.spectrum import log_matched_width
-from keras_muffnet.spectrum import log_plain_bound
-from keras_muffnet.spectrum import log_plain_flops
+from keras_muffnet.reproduction.spectrum import constant_matrix
+from keras_muffnet.reproduction.spectrum import log_crossing
+from keras_muffnet.reproduction.spectrum import log_federated_bound
+from keras_muffnet.reproduction.spectrum import log_federated_flops
+from keras_muffnet.reproduction.spectrum import log_matched_width
+from keras_muffnet.reproduction.spectrum import log_plain_bound
+from keras_muffnet.reproduction.spectrum import log_plain_flops
 
 
 @given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 300))

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_muffnet.files import written_aside
+from keras_muffnet._files import written_aside
 from keras_muffnet.plots import plot_confusion
 from keras_muffnet.plots import plot_predictions
 
@@ -133,7 +133,7 @@ def evaluate(
     """Compares a classifier's answers with the labels.
 
     Args:
-        predict: from pixels to probabilities; see `predictors.Predictor`.
+        predict: from pixels to probabilities; see `classifiers.Predictor`.
         batches: pairs of pixels in [0, 255], `(n, height, width, 3)`, and
             integer labels `(n,)`: an iterable, or a `keras.utils.PyDataset`.
         class_names: a name for each class.

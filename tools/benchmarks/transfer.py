@@ -1,6 +1,6 @@
 r"""Compares fine-tuning of published weights with training from scratch.
 
-    python tools/benchmark_transfer.py --data digits \
+    python tools/benchmarks/transfer.py --data digits \
         --data tiny_imagenet/ --classes 20 --images-per-class 50 \
         --output results/transfer.csv
 
@@ -18,8 +18,8 @@ import pathlib
 import statistics
 from typing import Any
 
-from keras_muffnet.files import write_csv
-from keras_muffnet.files import written_aside
+from keras_muffnet._files import write_csv
+from keras_muffnet._files import written_aside
 from keras_muffnet.training import Recipe
 from keras_muffnet.training import load_recipe
 

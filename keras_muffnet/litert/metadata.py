@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_muffnet.litert import EXTRA
-from keras_muffnet.optional import load_optional
+from keras_muffnet._optional import load_optional
+from keras_muffnet.litert.model import EXTRA
 
 _MODEL_IDENTIFIER = b"TFL3"
 _METADATA_IDENTIFIER = b"M001"

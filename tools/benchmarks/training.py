@@ -1,6 +1,6 @@
 r"""Measures how fast MuffNet trains: its input, its step, and both together.
 
-    python tools/benchmark_training.py --data cifar10/ --recipe cifar \
+    python tools/benchmarks/training.py --data cifar10/ --recipe cifar \
         --output results/training_MACHINE.csv
 
 For each backend that is installed, in a process of its own: images a second of
@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from keras_muffnet.files import write_csv
+from keras_muffnet._files import write_csv
 
 BACKENDS = ("tensorflow", "jax", "torch")
 

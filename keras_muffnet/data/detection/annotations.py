@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_muffnet._optional import load_optional
 from keras_muffnet.data import records
 from keras_muffnet.data import sources
-from keras_muffnet.optional import load_optional
 
 # Pixels that a box may reach out of its image without being said to: what
 # rounding does.

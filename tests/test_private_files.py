@@ -3,9 +3,9 @@ import threading
 
 import pytest
 
-from keras_muffnet import files
-from keras_muffnet.files import write_version
-from keras_muffnet.files import written_aside
+from keras_muffnet import _files as files
+from keras_muffnet._files import write_version
+from keras_muffnet._files import written_aside
 
 
 def test_file_appears_whole_or_not_at_all(tmp_path):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_muffnet.optional import load_optional
+from keras_muffnet._optional import load_optional
 
 # What brings ai-edge-litert.
 EXTRA = "quantization"

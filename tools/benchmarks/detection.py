@@ -1,6 +1,6 @@
 r"""Compares SSD on four backbones: size, work, average precision, latency.
 
-    python tools/benchmark_detection.py --data VOC/ --epochs 12 \
+    python tools/benchmarks/detection.py --data VOC/ --epochs 12 \
         --output results/detection.csv
 
 MuffNet, ShuffleNetV2, MobileNet and MobileNetV2, of the narrowest rows of table
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_muffnet.files import write_csv
+from keras_muffnet._files import write_csv
 from keras_muffnet.training import DetectionRecipe
 from keras_muffnet.training import load_recipe
 
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         required=True,
-        help="images: see `keras_muffnet.data.detection`",
+        help="images: see `keras_muffnet.data.detection.feed`",
     )
     parser.add_argument(
         "--on-bad-annotation",
@@ -144,9 +144,9 @@ def train(recipe: DetectionRecipe, output: pathlib.Path) -> dict[str, Any]:
 def measure(models: list[Any]) -> list[dict[str, float]]:
     """Returns milliseconds for an image, of float32 and int8, of each model."""
     from keras_muffnet.detection import two_outputs
+    from keras_muffnet.evaluation import load_detector
     from keras_muffnet.export import export_litert
     from keras_muffnet.quantization import quantize_aware
-    from keras_muffnet.training import load_detector
 
     detectors = {}
     rng = np.random.default_rng(0)

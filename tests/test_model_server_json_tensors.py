@@ -13,10 +13,14 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from keras_muffnet.model_server import codec
+from keras_muffnet.model_server import json_tensors
 from keras_muffnet.model_server import lenient_json
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
+from keras_muffnet.model_server.json_tensors import encode
+from keras_muffnet.model_server.json_tensors import is_row_form
+from keras_muffnet.model_server.json_tensors import parse
+from keras_muffnet.model_server.json_tensors import signature_name
 
 DEEP = 50_000
 DEEP_LIST = b"[" * DEEP + b"]" * DEEP
@@ -37,7 +41,7 @@ def assert_raises(text, function, *args, code=Code.INVALID_ARGUMENT, **kwargs):
 
 def decode(body, **dtypes):
     """Parses a body and makes its tensors."""
-    return codec.decode(codec.parse(body), dtypes or {"x": "float32"})
+    return json_tensors.decode(parse(body), dtypes or {"x": "float32"})
 
 
 def assert_same(array, expected, dtype):
@@ -68,7 +72,7 @@ def test_both_readers_agree(value, indent, ascii_only):
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     # As text, because 1 == 1.0 == True and 0.0 == -0.0.
     assert repr(lenient_json.loads(text.encode())) == repr(value)
-    assert repr(codec.parse(b'{"a":%b}' % text.encode())) == repr({"a": value})
+    assert repr(parse(b'{"a":%b}' % text.encode())) == repr({"a": value})
 
 
 @settings(deadline=None)
@@ -120,9 +124,9 @@ def test_tokens(token, expected):
     for padding in (b"%b", b" \t\r\n%b ", b"\xef\xbb\xbf%b", b"%b\0"):
         value = lenient_json.loads(padding % token)
         assert repr(value) == repr(expected)
-    assert repr(codec.parse(b'{"a":%b}' % token)) == repr({"a": expected})
+    assert repr(parse(b'{"a":%b}' % token)) == repr({"a": expected})
     mixed = b'{"a":[%b,NaN]}' % token
-    assert repr(codec.parse(mixed)["a"][0]) == repr(expected)
+    assert repr(parse(mixed)["a"][0]) == repr(expected)
 
 
 @pytest.mark.parametrize(
@@ -178,19 +182,19 @@ def test_tokens(token, expected):
     ],
 )
 def test_what_is_no_json(body, text):
-    message = assert_raises("JSON Parse error: " + text, codec.parse, body)
+    message = assert_raises("JSON Parse error: " + text, parse, body)
     assert not body or re.search(r" at offset: \d+$", message)
 
 
 @pytest.mark.parametrize("value", [b"1", b"null", b'"a"', b"[1]", DEEP_LIST])
 def test_top_level_must_be_an_object(value):
-    message = assert_raises("Is not object", codec.parse, value)
+    message = assert_raises("Is not object", parse, value)
     assert message.startswith("JSON Value: ") and len(message) < 300
 
 
 def test_text_around_the_object_is_skipped():
     body = b'\xef\xbb\xbf \n{"a": 1} } and more \xff'
-    assert codec.parse(body) == {"a": 1}
+    assert parse(body) == {"a": 1}
 
 
 def test_strings_that_are_no_utf8_pass_through():
@@ -198,10 +202,10 @@ def test_strings_that_are_no_utf8_pass_through():
     body = b'{"instances": ["%b", "\\u00e9"]}' % raw
     array = decode(body, x="string")["x"]
     assert array.tolist() == [raw, "\u00e9".encode()]
-    assert codec.encode({"y": array}, rows=True) == (
+    assert encode({"y": array}, rows=True) == (
         b'{"predictions":["%b", "\xc3\xa9"]}' % raw
     )
-    name = codec.signature_name(codec.parse(b'{"signature_name": "\xff"}'))
+    name = signature_name(parse(b'{"signature_name": "\xff"}'))
     assert name.encode(errors="surrogateescape") == b"\xff"
 
 
@@ -225,7 +229,7 @@ def test_strings_that_are_no_utf8_pass_through():
     ],
 )
 def test_first_of_duplicate_keys_wins(body, expected):
-    assert repr(codec.parse(body)) == repr(expected)
+    assert repr(parse(body)) == repr(expected)
 
 
 def test_plain_requests_take_the_fast_path(monkeypatch):
@@ -234,15 +238,15 @@ def test_plain_requests_take_the_fast_path(monkeypatch):
         "signature_name": "a:b",
         "instances": [{"x": [[1.5, 2]], "t": "12:30 \\", "i": b64(b"abc")}] * 3,
     }
-    assert codec.parse(orjson.dumps(request)) == request
+    assert parse(orjson.dumps(request)) == request
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_reading_leaves_the_garbage_collector_as_it_was(enabled):
     (gc.enable if enabled else gc.disable)()
     try:
-        codec.parse(b"{}")
-        assert_raises("JSON Parse error", codec.parse, b"{")
+        parse(b"{}")
+        assert_raises("JSON Parse error", parse, b"{")
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
@@ -258,8 +262,8 @@ def test_any_depth_is_refused_where_it_does_not_fit():
     body = b'{"inputs": [{"b64": %b}]}' % DEEP_LIST
     assert_raises(text, decode, body, x="string")
     body = b'{"signature_name": %b}' % DEEP_LIST
-    request = codec.parse(body)
-    assert_raises("must be a string value.", codec.signature_name, request)
+    request = parse(body)
+    assert_raises("must be a string value.", signature_name, request)
     body = b'{"instances": %b}' % (b'{"x":' * DEEP + b"1" + b"}" * DEEP)
     assert_raises("Expecting 'instances' to be an list/array", decode, body)
 
@@ -286,26 +290,26 @@ def test_long_values_are_cut_in_errors():
     ],
 )
 def test_signature_names(body, expected):
-    assert codec.signature_name(codec.parse(body)) == expected
+    assert signature_name(parse(body)) == expected
 
 
 @pytest.mark.parametrize("value", [None, 1, True, ["a"], {"a": 1}])
 def test_signature_names_that_are_no_strings(value):
     text = "'signature_name' key must be a string value."
-    assert_raises(text, codec.signature_name, {"signature_name": value})
+    assert_raises(text, signature_name, {"signature_name": value})
 
 
 def test_one_of_two_keys():
-    assert codec.is_row_form({"instances": 1, "other": 2})
-    assert not codec.is_row_form({"inputs": 1})
+    assert is_row_form({"instances": 1, "other": 2})
+    assert not is_row_form({"inputs": 1})
     text = "Missing 'inputs' or 'instances' key"
-    assert_raises(text, codec.is_row_form, {"input": 1})
+    assert_raises(text, is_row_form, {"input": 1})
     text = (
         "Not formatted correctly expecting only one of 'inputs' or "
         "'instances' keys to exist"
     )
     both = {"inputs": 1, "instances": None}
-    assert_raises(text, codec.is_row_form, both)
+    assert_raises(text, is_row_form, both)
 
 
 # Both forms
@@ -328,7 +332,7 @@ def test_one_of_two_keys():
     ],
 )
 def test_forms_of_one_input(request_, expected):
-    arrays = codec.decode(request_, {"x": "float32"})
+    arrays = json_tensors.decode(request_, {"x": "float32"})
     assert list(arrays) == ["x"]
     assert_same(arrays["x"], expected, np.float32)
 
@@ -336,11 +340,11 @@ def test_forms_of_one_input(request_, expected):
 def test_forms_of_several_inputs():
     dtypes = {"a": "int32", "b": "string"}
     rows = [{"a": [1, 2], "b": "c"}, {"b": b64(b"d"), "a": [3, 4]}]
-    arrays = codec.decode({"instances": rows}, dtypes)
+    arrays = json_tensors.decode({"instances": rows}, dtypes)
     assert_same(arrays["a"], [[1, 2], [3, 4]], np.int32)
     assert_same(arrays["b"], [b"c", b"d"], object)
     columns = {"a": [1, 2, 3], "b": "c", "z": [[1], 2]}
-    arrays = codec.decode({"inputs": columns}, dtypes)
+    arrays = json_tensors.decode({"inputs": columns}, dtypes)
     assert_same(arrays["a"], [1, 2, 3], np.int32)
     assert_same(arrays["b"], b"c", object)
 
@@ -409,7 +413,7 @@ LIST = "Expecting 'instances' to be an list/array"
 )
 def test_wrong_rows(instances, text):
     request = {"instances": instances}
-    assert_raises(text, codec.decode, request, {"x": "float32"})
+    assert_raises(text, json_tensors.decode, request, {"x": "float32"})
 
 
 @pytest.mark.parametrize(
@@ -431,10 +435,12 @@ def test_wrong_columns(inputs, text):
     dtypes = {"a": "float32", "b": "float32"}
     if not isinstance(inputs, dict):
         assert_raises(
-            "'inputs' is a plain", codec.decode, {"inputs": 1}, dtypes
+            "'inputs' is a plain", json_tensors.decode, {"inputs": 1}, dtypes
         )
         inputs, dtypes = {"x": inputs}, {"x": "float32"}
-    message = assert_raises(text, codec.decode, {"inputs": inputs}, dtypes)
+    message = assert_raises(
+        text, json_tensors.decode, {"inputs": inputs}, dtypes
+    )
     assert "Failed to process element" not in message
 
 
@@ -442,13 +448,15 @@ def test_wrong_columns(inputs, text):
 def test_bare_rows_of_several_inputs(first):
     text = "expecting list of objects as multiple input tensors required"
     dtypes = {"a": "string", "b": "string"}
-    assert_raises(text, codec.decode, {"instances": [first]}, dtypes)
+    assert_raises(text, json_tensors.decode, {"instances": [first]}, dtypes)
 
 
 def test_rows_lack_an_input():
     dtypes = {"a": "float32", "b": "float32"}
     request = {"instances": [{"a": 1}]}
-    assert_raises("keys must be equal to: a,b", codec.decode, request, dtypes)
+    assert_raises(
+        "keys must be equal to: a,b", json_tensors.decode, request, dtypes
+    )
 
 
 # Values
@@ -530,10 +538,10 @@ def test_values_of_a_wrong_kind(dtype, token):
 def test_dtypes_that_json_cannot_give(dtype, name):
     text = f"Conversion of JSON Value: 1 to type: {name}"
     request = {"inputs": [[1, 2]]}
-    args = (codec.decode, request, {"x": dtype})
+    args = (json_tensors.decode, request, {"x": dtype})
     assert_raises(text, *args, code=Code.UNIMPLEMENTED)
     request = {"instances": [1, 2]}
-    message = assert_raises(text, codec.decode, request, {"x": dtype})
+    message = assert_raises(text, json_tensors.decode, request, {"x": dtype})
     assert message.startswith(
         ELEMENT + "0 of 'instances' list. Error: UNIMPLEMENTED: "
     )
@@ -543,7 +551,9 @@ def test_dtypes_that_json_cannot_give(dtype, name):
     "digits", ["AP+/", " AP\n+ /\t", "\r\x0bAP+/\x0c", "AP+/AA==", "AP+/AA"]
 )
 def test_base64(digits):
-    array = codec.decode({"inputs": {"b64": digits}}, {"x": "string"})["x"]
+    array = json_tensors.decode({"inputs": {"b64": digits}}, {"x": "string"})[
+        "x"
+    ]
     assert array.item() == b"\x00\xff\xbf" + b"\0" * ("A" in digits[4:])
 
 
@@ -558,14 +568,14 @@ def test_base64(digits):
 def test_wrong_base64(key, digits):
     request = {key: [{"b64": digits}]}
     text = "Unable to base64 decode"
-    assert_raises(text, codec.decode, request, {"x": "string"})
+    assert_raises(text, json_tensors.decode, request, {"x": "string"})
 
 
 @pytest.mark.parametrize("value", [{}, {"b64": 1}, {"b64": "AA", "c": 1}])
 def test_objects_that_are_no_base64(value):
     text = "not formatted correctly for base64 data"
     request = {"inputs": [value]}
-    assert_raises(text, codec.decode, request, {"x": "string"})
+    assert_raises(text, json_tensors.decode, request, {"x": "string"})
 
 
 def test_large_base64():
@@ -578,7 +588,7 @@ def test_large_base64():
 
 
 def write(array, rows=False, name="y"):
-    return codec.encode({name: np.asarray(array)}, rows=rows)
+    return encode({name: np.asarray(array)}, rows=rows)
 
 
 @pytest.mark.parametrize(
@@ -659,16 +669,16 @@ def test_several_outputs():
         "a": np.float32([[1, np.nan], [2, 3]]),
         "b_bytes": np.array([b"c", b"\x00"], object),
     }
-    assert codec.encode(outputs, rows=True) == (
+    assert encode(outputs, rows=True) == (
         b'{"predictions":[{"a":[1.0,NaN],"b_bytes":{"b64": "Yw=="}},'
         b'{"a":[2.0,3.0],"b_bytes":{"b64": "AA=="}}]}'
     )
-    assert codec.encode(outputs, rows=False) == (
+    assert encode(outputs, rows=False) == (
         b'{"outputs":{"a":[[1.0,NaN],[2.0,3.0]],'
         b'"b_bytes":[{"b64": "Yw=="}, {"b64": "AA=="}]}}'
     )
     none = {name: array[:0] for name, array in outputs.items()}
-    assert codec.encode(none, rows=True) == b'{"predictions":[]}'
+    assert encode(none, rows=True) == b'{"predictions":[]}'
 
 
 @pytest.mark.parametrize("dtype", ["float16", "uint16", "complex64"])
@@ -682,11 +692,11 @@ def test_dtypes_that_cannot_be_written(dtype, rows):
 def test_outputs_that_are_no_rows():
     outputs = {"a": np.zeros(2), "b": np.array(1)}
     text = "Tensor name: b has no shape information"
-    assert_raises(text, codec.encode, outputs, rows=True)
+    assert_raises(text, encode, outputs, rows=True)
     outputs["b"] = np.zeros([4, 2])
     text = "Tensor name: b has inconsistent batch size: 4 expecting: 2"
-    assert_raises(text, codec.encode, outputs, rows=True)
-    assert set(json.loads(codec.encode(outputs, False))["outputs"]) == {
+    assert_raises(text, encode, outputs, rows=True)
+    assert set(json.loads(encode(outputs, False))["outputs"]) == {
         "a",
         "b",
     }
@@ -694,4 +704,4 @@ def test_outputs_that_are_no_rows():
 
 def test_no_outputs():
     text = "Cannot convert empty tensor map to JSON"
-    assert_raises(text, codec.encode, {}, rows=False)
+    assert_raises(text, encode, {}, rows=False)

@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from keras_muffnet import MuffNet
 from keras_muffnet import StageSpec
+from keras_muffnet.evaluation import evaluate
+from keras_muffnet.evaluation import load_predictor
+from keras_muffnet.evaluation.classifiers import probabilities
 from keras_muffnet.export import export_litert
 from keras_muffnet.export import export_saved_model
-from keras_muffnet.training import evaluate
-from keras_muffnet.training import load_predictor
-from keras_muffnet.training.predictors import probabilities
 from tests.conftest import ROOT
 
 NETWORK = {

@@ -10,15 +10,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_muffnet.applications import preprocess_input
+from keras_muffnet._optional import load_optional
 from keras_muffnet.detection.evaluation import predict
 from keras_muffnet.detection.postprocess import Detections
 from keras_muffnet.detection.ssd import predictions_layer
 from keras_muffnet.detection.ssd import pretrained_ssd
-from keras_muffnet.litert import EXTRA
-from keras_muffnet.optional import load_optional
+from keras_muffnet.evaluation.classifiers import latest_version
+from keras_muffnet.litert.model import EXTRA
+from keras_muffnet.preprocessing import preprocess_input
 from keras_muffnet.published import published_detectors
-from keras_muffnet.training.predictors import latest_version
 
 # Names of what the exported detectors give, in the order of `Detections`.
 _NAMES = ("boxes", "scores", "classes", "num_detections")

@@ -1,0 +1,1 @@
+"""Images with boxes: annotations, sources, SSD's augmentation, the feed."""
