@@ -24,7 +24,7 @@ from tests.test_detection import small_ssd
 from tests.test_training import read_log
 from tests.training_run import Batches
 from tests.training_run import digest
-from tools import benchmark_detection
+from tools.benchmarks import detection as benchmark_detection
 
 
 class SmallFeed:

@@ -42,7 +42,7 @@ def main() -> None:
     try:
         rows = run(args)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f"benchmark_detection: error: {error}") from error
+        raise SystemExit(f"benchmarks/detection: error: {error}") from error
     write_csv(args.output, rows, list(rows[0]))
     for name in rows[0]:
         print(f"{name:<16}" + "".join(f"{row[name]!s:>18}" for row in rows))

@@ -30,7 +30,7 @@ def main() -> None:
     try:
         rows = run(args)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f"benchmark_transfer: error: {error}") from error
+        raise SystemExit(f"benchmarks/transfer: error: {error}") from error
     write_csv(args.output, rows, list(rows[0]))
     print_table(rows)
 
