@@ -26,7 +26,7 @@ from keras_muffnet.litert.model import Operation
 from keras_muffnet.litert.model import median_latencies
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
-from keras_muffnet.model_server.servable import load as load_servable
+from keras_muffnet.model_server.loader import load as load_servable
 from tests.conftest import ROOT
 
 STAGES = [StageSpec("geometric", 3, 8), StageSpec("none", 2, 8)]

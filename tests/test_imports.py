@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import sys
+from graphlib import TopologicalSorter
 
 import pytest
 
@@ -113,6 +114,21 @@ def test_imports_point_one_way(path):
         if top not in {"keras_muffnet", *sys.stdlib_module_names}:
             known = CORE_REQUIRES | ABOVE_CORE_REQUIRES.get(part, set())
             assert top in known, f"{part} imports {name}"
+
+
+def test_the_model_server_has_no_circle_of_imports():
+    prefix = "keras_muffnet.model_server."
+    folder = PACKAGE / "model_server"
+    modules = {
+        path.stem: {
+            name.removeprefix(prefix).partition(".")[0]
+            for name in imported(path)
+            if name.startswith(prefix)
+        }
+        for path in folder.glob("*.py")
+        if path.stem not in ("__init__", "__main__")
+    }
+    TopologicalSorter(modules).prepare()  # raises CycleError
 
 
 def test_federation_is_numpy_only():

@@ -10,7 +10,7 @@ from keras_muffnet.model_server import examples
 from keras_muffnet.model_server import json_tensors
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
-from keras_muffnet.model_server.servable import load
+from keras_muffnet.model_server.loader import load
 
 
 def assert_raises(text, function, *args, code=Code.INVALID_ARGUMENT):

@@ -33,9 +33,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 from keras_muffnet.model_server import page
 from keras_muffnet.model_server.configuration import ModelConfig
 from keras_muffnet.model_server.configuration import VersionPolicy
+from keras_muffnet.model_server.loader import load
 from keras_muffnet.model_server.manager import ModelManager
 from keras_muffnet.model_server.rest_service import App
-from keras_muffnet.model_server.servable import load
 
 EVIL = '</script><img src=x onerror="window.hacked=1"><!--\'é&/:'
 EVIL_SIGNATURE = 'it\'s "100%" $HOME `id`'

@@ -22,12 +22,11 @@ from keras_muffnet.model_server.json_tensors import serving_name
 from keras_muffnet.model_server.json_tensors import shown
 from keras_muffnet.model_server.json_tensors import to_bytes
 from keras_muffnet.model_server.json_tensors import write_array
+from keras_muffnet.model_server.servable import Servable
 
 if TYPE_CHECKING:
     from tensorflow.core.example.example_pb2 import Example
     from tensorflow.core.example.feature_pb2 import Feature
-
-    from keras_muffnet.model_server.servable import Servable
 
 _INPUTS = "inputs"
 _OUTPUTS = "outputs"  # of regression
@@ -139,7 +138,7 @@ def _feature_kind(name: str, value: Any) -> str:
 
 
 def classify(
-    servable: "Servable", signature_key: str, examples: Sequence[bytes]
+    servable: Servable, signature_key: str, examples: Sequence[bytes]
 ) -> list[list[tuple[str, float]]]:
     """Runs a classification signature.
 
@@ -191,7 +190,7 @@ def classify(
 
 
 def regress(
-    servable: "Servable", signature_key: str, examples: Sequence[bytes]
+    servable: Servable, signature_key: str, examples: Sequence[bytes]
 ) -> list[float]:
     """Runs a regression signature.
 
@@ -234,7 +233,7 @@ def regress(
 
 
 def _signature_outputs(
-    servable: "Servable", signature_key: str, method: str
+    servable: Servable, signature_key: str, method: str
 ) -> set[str]:
     """Checks a signature's input and returns its outputs' names."""
     if signature_key not in servable.signature_defs:
@@ -253,7 +252,7 @@ def _signature_outputs(
 
 
 def _run(
-    servable: "Servable", signature_key: str, examples: Sequence[bytes]
+    servable: Servable, signature_key: str, examples: Sequence[bytes]
 ) -> dict[str, np.ndarray]:
     if not examples:
         raise invalid_argument("Input is empty.")

@@ -19,10 +19,10 @@ from keras_muffnet.model_server.batching import Batcher
 from keras_muffnet.model_server.batching import BatchingParameters
 from keras_muffnet.model_server.configuration import ModelConfig
 from keras_muffnet.model_server.errors import ServingError
+from keras_muffnet.model_server.loader import load
 from keras_muffnet.model_server.manager import ModelManager
 from keras_muffnet.model_server.metrics import Metrics
 from keras_muffnet.model_server.rest_service import App
-from keras_muffnet.model_server.servable import load
 
 logger = logging.getLogger(__name__)
 
