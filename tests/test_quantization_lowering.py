@@ -17,12 +17,13 @@ from keras_muffnet.graph import trace
 from keras_muffnet.layers import ChannelGather
 from keras_muffnet.layers import ChannelShuffle
 from keras_muffnet.quantization import keras_engine
-from keras_muffnet.quantization import lowering
 from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.plan import FLOAT_BARRIER
 from keras_muffnet.quantization.plan import INPUT_RANGE
 from keras_muffnet.quantization.plan import find_ranges
 from keras_muffnet.quantization.plan import plan_quantization
+from keras_muffnet.quantization.rules import RULES
+from keras_muffnet.quantization.writer import kinds_of
 
 SHAPE = (8, 8, 4)
 CHANNELS = SHAPE[-1]
@@ -262,8 +263,8 @@ def test_every_rule_is_among_the_networks():
     used = set()
     for network in NETWORKS.values():
         for call in trace(make_model(network)).calls:
-            used.update(lowering._kinds(call.operation))
-    assert used == set(lowering._RULES)
+            used.update(kinds_of(call.operation))
+    assert used == set(RULES)
 
 
 def test_a_model_of_two_outputs_keeps_them_in_order():
@@ -335,7 +336,7 @@ def small_muffnet(*specs, **kwargs):
     )
 
 
-def kinds_of(network, **kwargs):
+def step_kinds(network, **kwargs):
     """The kinds of a network's steps, that of the input left out."""
     plan = plan_quantization(make_model(network), **kwargs)
     return [step.kind for step in plan.steps[1:]]
@@ -367,7 +368,7 @@ def test_no_normalisation_nor_affine_step_is_left(any_model):
     ],
 )
 def test_scales_and_offsets_go_into_the_kernel_before(name, kinds):
-    found = kinds_of(NETWORKS[name])
+    found = step_kinds(NETWORKS[name])
     assert found[: len(kinds)] == kinds
     if name != "norms of vectors":
         assert len(found) == len(kinds)
@@ -406,7 +407,7 @@ def test_an_offset_goes_into_no_kernel_without_a_bias():
         return ops.hard_sigmoid(x * 2.0)
 
     model = make_model(network)
-    assert kinds_of(network) == ["Conv2D", "DepthwiseConv2D", "ReLU"]
+    assert step_kinds(network) == ["Conv2D", "DepthwiseConv2D", "ReLU"]
     assert_same(plan_quantization(model), model)
 
 

@@ -9,13 +9,13 @@ from keras import layers
 from keras import ops
 
 from keras_muffnet.layers import ChannelSlice
-from keras_muffnet.quantization.lowering import KERNELS
-from keras_muffnet.quantization.lowering import Step
 from keras_muffnet.quantization.plan import INPUT_RANGE
 from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import Range
 from keras_muffnet.quantization.plan import assemble
 from keras_muffnet.quantization.plan import layer_settings
+from keras_muffnet.quantization.steps import KERNELS
+from keras_muffnet.quantization.steps import Step
 
 # The least limit of a channel's weights: a scale must not be zero, nor so small
 # that the bias, in steps of this scale times the input's, exceeds 32 bits.

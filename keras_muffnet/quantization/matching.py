@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert.model import Tensor
-from keras_muffnet.quantization.lowering import KERNELS
 from keras_muffnet.quantization.plan import Plan
+from keras_muffnet.quantization.steps import KERNELS
 
 # They change how a number is written, not the number.
 CASTS = ("QUANTIZE", "DEQUANTIZE")

@@ -21,12 +21,12 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_muffnet.quantization.lowering import KERNELS
-from keras_muffnet.quantization.lowering import Rewriting
-from keras_muffnet.quantization.lowering import Step
-from keras_muffnet.quantization.lowering import count_readers
 from keras_muffnet.quantization.lowering import lower
-from keras_muffnet.quantization.lowering import refuse
+from keras_muffnet.quantization.steps import KERNELS
+from keras_muffnet.quantization.steps import Rewriting
+from keras_muffnet.quantization.steps import Step
+from keras_muffnet.quantization.steps import count_readers
+from keras_muffnet.quantization.steps import refuse
 
 Range = tuple[float, float]
 

@@ -16,11 +16,11 @@ from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert.model import Node
 from keras_muffnet.plots import plot_layer_noise
 from keras_muffnet.quantization.keras_engine import build
-from keras_muffnet.quantization.lowering import KERNELS
 from keras_muffnet.quantization.matching import CASTS
 from keras_muffnet.quantization.matching import match
 from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import plan_quantization
+from keras_muffnet.quantization.steps import KERNELS
 
 # Images for which layers are compared, and of how many the values of all
 # layers are held at a time.

@@ -12,12 +12,12 @@ from tensorflow_model_optimization.quantization.keras import QuantizeWrapperV2
 from tensorflow_model_optimization.quantization.keras import quantizers
 from tensorflow_model_optimization.sparsity import keras as sparsity
 
-from keras_muffnet.quantization.lowering import KERNELS
-from keras_muffnet.quantization.lowering import Step
 from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import Range
 from keras_muffnet.quantization.plan import assemble
 from keras_muffnet.quantization.plan import layer_settings
+from keras_muffnet.quantization.steps import KERNELS
+from keras_muffnet.quantization.steps import Step
 
 # The least limit of a channel's weights: a scale must not be zero, nor so small
 # that the bias, in steps of this scale times the input's, exceeds 32 bits.

@@ -5,10 +5,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_muffnet.quantization.lowering import KERNELS
-from keras_muffnet.quantization.lowering import Step
 from keras_muffnet.quantization.lowering import lower
-from keras_muffnet.quantization.lowering import norm_scale
+from keras_muffnet.quantization.rules.scaling import norm_scale
+from keras_muffnet.quantization.steps import KERNELS
+from keras_muffnet.quantization.steps import Step
 
 Range = tuple[float, float]
 

@@ -1,0 +1,88 @@
+"""The operations that are quantized, in which a Keras model is rewritten."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+from typing import NoReturn
+
+import numpy as np
+
+# The kinds that have weights: a kernel and a bias.
+KERNELS = ("Conv2D", "Dense", "DepthwiseConv2D")
+
+
+class Step(NamedTuple):
+    """One operation. The step at index k makes tensor k + 1.
+
+    Attributes:
+        name: a name of its own: that of the Keras layer, or one made from it.
+        layer_name: the same for all calls of one layer, which share weights.
+        kind: "Affine" or the name of a layer class, which Keras 2 and 3 share.
+        inputs: numbers of the tensors it reads; 0 is the model's input.
+        settings: arguments of the layer.
+        weights: kernel and, where there is one, bias; scale and offset of each
+            channel for "Affine"; otherwise none.
+        scale: what each output channel of the Keras layer's kernel has been
+            multiplied by.
+        scale_behind: the part of it from behind the last batch normalisation.
+        sources: names of the Keras layers that it stands for, the first of
+            which has the kernel.
+        range: number of the range that its output is quantized with; None
+            where its output is not quantized.
+        bits: bits of the kernel, 0 for a step left in float.
+        trainable: False for weights that no kernel of the model became.
+    """
+
+    name: str
+    layer_name: str
+    kind: str
+    inputs: tuple[int, ...]
+    settings: Mapping[str, Any] = {}
+    weights: tuple[np.ndarray, ...] = ()
+    sources: tuple[str, ...] = ()
+    scale: Any = 1.0
+    scale_behind: Any = 1.0
+    range: int | None = None
+    bits: int = 8
+    trainable: bool = True
+
+
+class Lowered(NamedTuple):
+    """A model as steps.
+
+    Attributes:
+        input_shape: `(height, width, channels)` of an image.
+        steps: in an order in which they can run.
+        outputs: numbers of the tensors that the model gives.
+    """
+
+    input_shape: tuple[int, int, int]
+    steps: tuple[Step, ...]
+    outputs: tuple[int, ...]
+
+
+def count_readers(steps: Sequence[Step], outputs: Sequence[int]) -> list[int]:
+    """For each tensor, how many steps read it; being an output counts too."""
+    counts = [0] * (len(steps) + 1)
+    for number in (*outputs, *(x for step in steps for x in step.inputs)):
+        counts[number] += 1
+    return counts
+
+
+class Rewriting:
+    """A list of steps made from another, and where its tensors went."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.number = [0]
+
+    def add(self, step: Step) -> int:
+        """Adds a step and returns the number of its tensor."""
+        self.steps.append(step)
+        return len(self.steps)
+
+
+def refuse(name: str, reason: str) -> NoReturn:
+    """Raises for a layer that cannot be quantized."""
+    raise ValueError(f"`model` cannot be quantized: layer {name!r} {reason}")
