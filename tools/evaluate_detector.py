@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         required=True,
-        help="images: see `keras_muffnet.data.detection.feed`",
+        help="images: see `keras_muffnet.data.open_detection_source`",
     )
     parser.add_argument("--split", default="test", help="(default: test)")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -70,7 +70,7 @@ def evaluate(args: argparse.Namespace) -> None:
     import keras
 
     from keras_muffnet.data.detection.feed import make_detection_feed
-    from keras_muffnet.data.detection.feed import open_detection_source
+    from keras_muffnet.data.detection.sources import open_detection_source
     from keras_muffnet.detection.evaluation import find_objects
     from keras_muffnet.evaluation import load_detector
 

@@ -184,7 +184,7 @@ def average_precision(
 ) -> float:
     """VOC's AP50 of a detector on the test images."""
     from keras_muffnet.data.detection.feed import make_detection_feed
-    from keras_muffnet.data.detection.feed import open_detection_source
+    from keras_muffnet.data.detection.sources import open_detection_source
     from keras_muffnet.training import Detection
     from keras_muffnet.training import DetectionRecipe
 

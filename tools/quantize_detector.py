@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         required=True,
-        help="images: see `keras_muffnet.data.detection.feed`",
+        help="images: see `keras_muffnet.data.open_detection_source`",
     )
     parser.add_argument(
         "--output", required=True, type=pathlib.Path, help="folder"

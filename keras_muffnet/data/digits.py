@@ -3,6 +3,8 @@
 import numpy as np
 
 from keras_muffnet._optional import load_optional
+from keras_muffnet.data.examples import Examples
+from keras_muffnet.data.examples import Source
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -52,3 +54,44 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
         return first + (second - first) * share.reshape(shape)
 
     return mixed(1, (-1, 1, 1), mixed(2, (-1, 1), images))
+
+
+class DigitsExamples(Examples):
+    """scikit-learn's digits, which are never encoded."""
+
+    def __init__(self, split: str):
+        self.split = split
+
+    def __len__(self) -> int:
+        return 360 if self.split == "test" else 1437
+
+    def name(self, position: int) -> str:
+        return f"digits, {self.split} {position}"
+
+    def arrays(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Gives uint8 `(n, height, width, 3)` and int64 `(n,)`."""
+        if size[0] != size[1]:
+            raise ValueError(
+                f"`size` must be square for the digits. Received: size={size}"
+            )
+        return load_digits(size[0])[self.split == "test"]
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        raise ValueError(
+            "`source` must hold encoded images. Received: the digits, which "
+            "are arrays"
+        )
+
+
+def open_digits() -> Source:
+    """Opens scikit-learn's digits as a source."""
+    names = tuple(str(digit) for digit in range(10))
+    return Source("digits", names, _digits_split)
+
+
+def _digits_split(split: str) -> Examples:
+    if split not in ("train", "test"):
+        raise ValueError(
+            f"`split` must be 'train' or 'test'. Received: split={split!r}"
+        )
+    return DigitsExamples(split)

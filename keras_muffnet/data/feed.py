@@ -20,14 +20,14 @@ from keras_muffnet.data.augmentation import Augmentation
 from keras_muffnet.data.augmentation import Draws
 from keras_muffnet.data.augmentation import permutation
 from keras_muffnet.data.decoding import Geometry
+from keras_muffnet.data.digits import DigitsExamples
+from keras_muffnet.data.examples import Examples
+from keras_muffnet.data.examples import Source
 from keras_muffnet.data.reading import PillowReader
 from keras_muffnet.data.reading import TensorFlowReader
 from keras_muffnet.data.reading import not_images
 from keras_muffnet.data.reading import refuse_bad
 from keras_muffnet.data.reading import with_options
-from keras_muffnet.data.sources import DigitsExamples
-from keras_muffnet.data.sources import Examples
-from keras_muffnet.data.sources import Source
 from keras_muffnet.data.transforms import Transform
 from keras_muffnet.data.transforms import compiled
 

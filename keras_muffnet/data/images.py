@@ -1,4 +1,4 @@
-"""Labelled images from digits, folders and TensorFlow Datasets, in memory."""
+"""Labelled images in memory, and batches of arrays."""
 
 import functools
 import math
@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
 from keras_muffnet._arguments import positive_integer
 from keras_muffnet._optional import load_optional
-from keras_muffnet.data import sources
+from keras_muffnet.data import folders
+from keras_muffnet.data import tfds as datasets
 from keras_muffnet.data.digits import load_digits
+from keras_muffnet.data.examples import listed
 from keras_muffnet.data.reading import progress_bar
 
 if TYPE_CHECKING:
@@ -147,9 +150,9 @@ def _from_folder(root: str, split: str, shape: Shape, pick: Pick) -> ImageSet:
     load_optional("tensorflow", "tensorflow")
     import tensorflow as tf
 
-    files, labels, names = sources.folder_tree(root).files(split)
-    sources.refuse_strays(
-        [file for file in files if not file.lower().endswith(sources.SUFFIXES)]
+    files, labels, names = folders.folder_tree(root).files(split)
+    folders.refuse_strays(
+        [file for file in files if not file.lower().endswith(folders.SUFFIXES)]
     )
     picked = pick(len(files))
     encoded = [os.fsencode(files[i]) for i in picked]
@@ -161,7 +164,7 @@ def _from_folder(root: str, split: str, shape: Shape, pick: Pick) -> ImageSet:
         raise ValueError(
             "`source` must hold whole JPEG, PNG, GIF or 24-bit BMP images. "
             "Received files that cannot be read and decoded: "
-            + sources.listed([files[i] for i in picked[~found]])
+            + listed([files[i] for i in picked[~found]])
         )
     return ImageSet(images, loaded, tuple(names))
 
@@ -170,8 +173,8 @@ def _from_tfds(source: str, split: str, shape: Shape, pick: Pick) -> ImageSet:
     tfds = load_optional("tensorflow_datasets", "datasets")
     import tensorflow as tf
 
-    builder, keys, names = sources.tfds_builder(source)
-    count = sources.tfds_split(builder, source, split).num_examples
+    builder, keys, names = datasets.tfds_builder(source)
+    count = datasets.tfds_split(builder, source, split).num_examples
     picked = pick(count)
     records = builder.as_dataset(
         split=split,
@@ -232,7 +235,7 @@ def _decode(
     if files:
         dataset = dataset.ignore_errors()
     options = tf.data.Options()
-    options.autotune.enabled = False  # as in pipeline.py
+    options.autotune.enabled = False  # as in make_dataset
     dataset = dataset.batch(32).prefetch(2).with_options(options)
     images = np.empty((count, *shape), np.uint8)
     labels = np.empty(count, np.int64)
@@ -244,3 +247,57 @@ def _decode(
         if progress:
             progress.update(int(index[-1]) + 1)
     return images, labels, found
+
+
+def make_dataset(
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+    mean: float = 128.0,
+    std: float = 128.0,
+) -> "tf.data.Dataset":
+    """Makes batches of scaled images and labels from arrays.
+
+    Args:
+        images: pixels in [0, 255], `(n, height, width, channels)`.
+        labels: integers `(n,)`.
+        batch_size: images a batch; the last batch may be smaller.
+        shuffle_seed: shuffles anew each epoch, in an order that follows from
+            this seed. None keeps the order.
+        mean: pixel value that becomes 0.
+        std: what pixels are divided by, less the mean. The defaults scale as
+            `keras_muffnet.preprocess_input` does.
+
+    Returns:
+        A `tf.data.Dataset` of `(images, labels)`, the images scaled and of
+        Keras's float type. It feeds Keras on any backend.
+
+    Raises:
+        ImportError: if TensorFlow is not installed.
+        ValueError: if there are no images, or not a label for each.
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise ValueError(
+            "`images` must hold at least one image and `labels` a label for "
+            f"each. Received: {len(images)} images and {len(labels)} labels"
+        )
+    load_optional("tensorflow", "tensorflow")
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels))
+    if shuffle_seed is not None:
+        dataset = dataset.shuffle(len(images), seed=shuffle_seed)
+    # There is nothing to tune here, and on two cores the tuning was seen to
+    # hold up the first batch of an epoch for up to twenty seconds.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+
+    def scale(
+        images: "tf.Tensor", labels: "tf.Tensor"
+    ) -> "tuple[tf.Tensor, tf.Tensor]":
+        # In TensorFlow, whatever backend Keras has.
+        return (tf.cast(images, keras.config.floatx()) - mean) / std, labels
+
+    dataset = dataset.batch(batch_size).map(scale).prefetch(2)
+    return dataset.with_options(options)

@@ -20,10 +20,10 @@ from keras_muffnet._optional import load_optional
 from keras_muffnet.data.decoding import Geometry
 from keras_muffnet.data.decoding import decode_with_pillow
 from keras_muffnet.data.decoding import decode_with_tensorflow
-from keras_muffnet.data.sources import SUFFIXES
-from keras_muffnet.data.sources import ArchiveExamples
-from keras_muffnet.data.sources import Examples
-from keras_muffnet.data.sources import FileExamples
+from keras_muffnet.data.examples import Examples
+from keras_muffnet.data.folders import SUFFIXES
+from keras_muffnet.data.folders import ArchiveExamples
+from keras_muffnet.data.folders import FileExamples
 
 if TYPE_CHECKING:
     import tensorflow as tf

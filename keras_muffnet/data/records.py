@@ -6,7 +6,6 @@ import pathlib
 import struct
 from collections.abc import Iterator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ import numpy as np
 from keras_muffnet._arguments import positive_integer
 from keras_muffnet._files import written_aside
 from keras_muffnet._optional import load_optional
-
-if TYPE_CHECKING:
-    from keras_muffnet.data.sources import Source
+from keras_muffnet.data.examples import Examples
+from keras_muffnet.data.examples import Source
 
 # The keys that TensorFlow's own image records have.
 IMAGE_KEY = "image/encoded"
@@ -154,8 +152,79 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         shift += 7
 
 
+class RecordExamples(Examples):
+    """Images in TFRecord files, read at their offsets."""
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        positions: Sequence[np.ndarray],
+        classes: int,
+        keys: tuple[str, str] = (IMAGE_KEY, LABEL_KEY),
+    ):
+        self.files = files
+        self.positions = positions
+        self.starts = np.cumsum([0, *map(len, positions)])
+        self.classes = classes
+        self.keys = keys
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def _file(self, position: int) -> tuple[int, int]:
+        file = int(np.searchsorted(self.starts, position, "right")) - 1
+        return file, position - int(self.starts[file])
+
+    def name(self, position: int) -> str:
+        file, record = self._file(position)
+        return f"{self.files[file]}, record {record}"
+
+    def record(self, position: int) -> bytes:
+        """Reads a record as it is."""
+        file, record = self._file(position)
+        offset, length = self.positions[file][record]
+        with open(self.files[file], "rb") as opened:
+            opened.seek(offset)
+            return opened.read(length)
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        image, label = parse_example(self.record(position), *self.keys)
+        if not 0 <= label < self.classes:
+            raise ValueError(
+                f"its label is {label}, not of the {self.classes} classes, "
+                f"0 to {self.classes - 1}"
+            )
+        return image, label
+
+
+def open_records(root: str) -> Source:
+    """Opens a folder of TFRecord files."""
+    text = (pathlib.Path(root) / CLASSES_FILE).read_text()
+    names = tuple(line for line in text.splitlines() if line)
+    if not names:
+        raise ValueError(
+            "`source` must name its classes. Received: "
+            f"{os.path.join(root, CLASSES_FILE)!r}, which is empty"
+        )
+
+    def split(name: str) -> Examples:
+        stands_in = ("test", "val", "validation") if name == "test" else (name,)
+        for prefix in stands_in:
+            found = sorted(pathlib.Path(root).glob(f"{prefix}-*"))
+            if found:
+                files = [str(file) for file in found]
+                positions = [record_positions(file) for file in files]
+                return RecordExamples(files, positions, len(names))
+        raise ValueError(
+            f"`source` must hold TFRecord files {f'{name}-*'!r} for the split "
+            f"{name!r}. Received: {root!r}, which has none"
+        )
+
+    return Source(root, names, split)
+
+
 def write_records(
-    source: "Source",
+    source: Source,
     folder: str | os.PathLike[str],
     split: str,
     shards: int = 1,

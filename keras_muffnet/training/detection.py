@@ -15,7 +15,7 @@ from keras_muffnet.blocks import image_shape
 from keras_muffnet.data.detection.augmentation import SSDAugmentation
 from keras_muffnet.data.detection.feed import DetectionFeed
 from keras_muffnet.data.detection.feed import make_detection_feed
-from keras_muffnet.data.detection.feed import open_detection_source
+from keras_muffnet.data.detection.sources import open_detection_source
 from keras_muffnet.detection import SSD
 from keras_muffnet.detection import SSDLoss
 from keras_muffnet.detection.anchors import SCALES

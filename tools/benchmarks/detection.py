@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         required=True,
-        help="images: see `keras_muffnet.data.detection.feed`",
+        help="images: see `keras_muffnet.data.open_detection_source`",
     )
     parser.add_argument(
         "--on-bad-annotation",

@@ -22,15 +22,10 @@ from keras_muffnet.data.augmentation import permutation
 from keras_muffnet.data.decoding import resized_with_pillow
 from keras_muffnet.data.decoding import rgb_with_pillow
 from keras_muffnet.data.detection.annotations import DetectionExamples
-from keras_muffnet.data.detection.annotations import (
-    DetectionSource as DetectionSource,
-)
+from keras_muffnet.data.detection.annotations import DetectionSource
 from keras_muffnet.data.detection.annotations import Objects
 from keras_muffnet.data.detection.annotations import Problem
 from keras_muffnet.data.detection.annotations import checked
-from keras_muffnet.data.detection.annotations import (
-    open_detection_source as open_detection_source,
-)
 from keras_muffnet.data.detection.augmentation import LEAST_SCALE
 from keras_muffnet.data.detection.augmentation import SSDAugmentation
 from keras_muffnet.data.feed import Batches

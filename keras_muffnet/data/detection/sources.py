@@ -1,0 +1,92 @@
+"""Opens images with boxes: Pascal VOC, COCO, TensorFlow Datasets."""
+
+import os
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+from keras_muffnet.data.detection.annotations import DetectionSource
+from keras_muffnet.data.detection.coco import coco_files
+from keras_muffnet.data.detection.coco import open_coco
+from keras_muffnet.data.detection.tfds import open_detection_tfds
+from keras_muffnet.data.detection.voc import open_voc
+from keras_muffnet.data.detection.voc import voc_folders
+
+
+def open_detection_source(
+    source: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    first_pixel: int | None = None,
+) -> DetectionSource:
+    """Opens images with boxes. Only TensorFlow Datasets needs TensorFlow.
+
+    Args:
+        source: one of
+
+            - a Pascal VOC folder, of `JPEGImages/`, `Annotations/` and
+              `ImageSets/Main/`; its splits are the lists there: `"train"`,
+              `"val"`, `"trainval"`, `"test"`. Of a folder of such folders they
+              are called `"VOC2007/trainval"`. Lists are joined by a plus sign:
+              `"VOC2007/trainval+VOC2012/trainval"`.
+            - a COCO folder: of `annotations/instances_train*.json` and so on,
+              or of `train/_annotations.coco.json` beside the images. The
+              splits are `"train"`, `"val"`, `"test"`, or longer parts of the
+              name as `"train2017"`. Without annotations of its own, `"test"`
+              gives `"val"`.
+            - a COCO .json file, which is then split `"train"`, or a mapping of
+              the names of splits to such files.
+            - `"tfds:NAME"`: an object detection data set of TensorFlow
+              Datasets, such as `coco/2017` and `voc/2007`; its boxes are taken
+              as they are.
+        images: of COCO, the folder in which the names of images start. None
+            looks beside the annotations, in a folder named as the split, and
+            in `images/`.
+        class_names: the classes, in their order; an object of another one is
+            then a bad annotation. None takes those of the data set: the
+            categories of COCO by id, and of a VOC folder the names in the
+            annotations of its training images, sorted.
+        first_pixel: of VOC folders, 1 if coordinates count pixels from 1 and
+            name the last one inside, as Pascal VOC does (x_min 1 and x_max W
+            span an image of width W), or 0 if they are edges from 0. None is 0
+            if a 0 is found in the annotations of the training images, else 1.
+            Either way a box whose x_min is its x_max has no area: annotation
+            tools write a mere click so.
+
+    Raises:
+        ImportError: if the package that the source needs is not installed.
+        ValueError: if an argument is not as above, or annotations cannot be
+            read as a whole.
+    """
+    if class_names is not None:
+        class_names = tuple(class_names)
+        if not class_names or len(set(class_names)) < len(class_names):
+            raise ValueError(
+                "`class_names` must hold different names. Received: "
+                f"class_names={class_names}"
+            )
+    if first_pixel not in (None, 0, 1):
+        raise ValueError(
+            "`first_pixel` must be 0, 1 or None. Received: "
+            f"first_pixel={first_pixel!r}"
+        )
+    if isinstance(source, str) and source.startswith("tfds:"):
+        return open_detection_tfds(source, class_names)
+    if isinstance(source, Mapping) and source:
+        files = {name: os.fspath(path) for name, path in source.items()}
+        name = ", ".join(files.values())
+        return open_coco(name, files, images, class_names)
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if os.path.isfile(path) and path.lower().endswith(".json"):
+            return open_coco(path, {"train": path}, images, class_names)
+        if folders := voc_folders(path):
+            return open_voc(path, folders, class_names, first_pixel)
+        if files := coco_files(path):
+            return open_coco(path, files, images, class_names)
+    raise ValueError(
+        "`source` must be a folder in the layout of Pascal VOC (with "
+        "ImageSets/Main) or COCO (with annotations/instances_*.json or "
+        "*/_annotations.coco.json), a COCO .json file or a mapping of splits "
+        f"to such files, or 'tfds:NAME'. Received: source={source!r}"
+    )

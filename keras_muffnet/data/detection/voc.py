@@ -1,0 +1,223 @@
+"""Images with boxes in folders in the layout of Pascal VOC."""
+
+import glob
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from keras_muffnet.data.detection.annotations import Description
+from keras_muffnet.data.detection.annotations import DetectionExamples
+from keras_muffnet.data.detection.annotations import DetectionSource
+from keras_muffnet.data.detection.annotations import Problem
+from keras_muffnet.data.detection.annotations import RawObject
+from keras_muffnet.data.folders import SUFFIXES
+
+
+class _VocImage(NamedTuple):
+    folder: str
+    id: str
+    repeated: bool
+
+    @property
+    def annotation(self) -> str:
+        return os.path.join(self.folder, "Annotations", f"{self.id}.xml")
+
+
+class VocExamples(DetectionExamples):
+    """Images of Pascal VOC folders."""
+
+    def __init__(
+        self,
+        items: Sequence[_VocImage],
+        class_names: Sequence[str],
+        first_pixel: int,
+    ):
+        super().__init__()
+        self.items = items
+        self.labels = {name: i for i, name in enumerate(class_names)}
+        self.first_pixel = first_pixel
+        # The image of an id may have any suffix.
+        self.files: dict[str, dict[str, str]] = {}
+        for folder in {item.folder for item in items}:
+            inside = os.path.join(folder, "JPEGImages")
+            names = sorted(os.listdir(inside)) if os.path.isdir(inside) else []
+            self.files[folder] = {
+                os.path.splitext(name)[0]: name
+                for name in names
+                if name.lower().endswith(SUFFIXES)
+            }
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def name(self, position: int) -> str:
+        item = self.items[position]
+        file = self.files[item.folder].get(item.id, f"{item.id}.jpg")
+        return os.path.join(item.folder, "JPEGImages", file)
+
+    def id(self, position: int) -> str:
+        return self.items[position].id
+
+    def read(self, position: int) -> bytes:
+        with open(self.name(position), "rb") as file:
+            return file.read()
+
+    def describe(self, position: int) -> Description:
+        item = self.items[position]
+        if item.repeated:
+            raise ValueError("it is listed a second time")
+        root = _parse_voc(item.annotation)
+        size = None
+        if root.find("size") is not None:
+            texts = [root.findtext(f"size/{k}") for k in ("height", "width")]
+            try:
+                height, width = (int(float(text or "")) for text in texts)
+            except (ValueError, OverflowError):
+                raise ValueError(
+                    f"its annotation {item.annotation!r} has a size of {texts}"
+                ) from None
+            size = height, width
+        objects = [
+            self._object(f"{item.annotation}, object {i}", element)
+            for i, element in enumerate(root.findall("object"))
+        ]
+        return Description(size, objects)
+
+    def _object(self, name: str, element: ET.Element) -> RawObject | Problem:
+        class_name = (element.findtext("name") or "").strip()
+        if class_name not in self.labels:
+            return Problem(name, f"its class is {class_name!r}, not listed")
+        texts = _voc_box(element)
+        try:
+            box = [float(text) for text in texts]
+        except ValueError:
+            return Problem(name, f"its box is {texts}")
+        difficult = (element.findtext("difficult") or "0").strip()
+        if difficult not in ("0", "1"):
+            return Problem(name, f"its difficult is {difficult!r}, not 0 or 1")
+        if box[0] >= box[2] or box[1] >= box[3]:
+            # Annotation tools write a mere click as a box whose corners are
+            # one. Told before it is taken for a pixel.
+            told = ", ".join(texts)
+            return Problem(name, f"its box ({told}) has no area")
+        x_min, y_min, x_max, y_max = box
+        first = self.first_pixel
+        return RawObject(
+            name,
+            (x_min - first, y_min - first, x_max, y_max),
+            self.labels[class_name],
+            difficult=difficult == "1",
+        )
+
+
+def _voc_box(element: ET.Element) -> list[str]:
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    texts = [element.findtext(f"bndbox/{side}") for side in sides]
+    return [(text or "").strip() for text in texts]
+
+
+def _parse_voc(path: str) -> ET.Element:
+    try:
+        return ET.parse(path).getroot()
+    except OSError as error:
+        reason = error.strerror
+    except ET.ParseError as error:
+        reason = str(error)
+    raise ValueError(f"its annotation {path!r} cannot be read: {reason}")
+
+
+def voc_folders(path: str) -> dict[str, str]:
+    """Folders with lists, by what comes before the slash in a split's name."""
+
+    def has_lists(folder: str) -> bool:
+        return os.path.isdir(os.path.join(folder, "ImageSets", "Main"))
+
+    if has_lists(path):
+        return {"": path}
+    if not os.path.isdir(path):
+        return {}
+    names = sorted(os.listdir(path))
+    return {n: p for n in names if has_lists(p := os.path.join(path, n))}
+
+
+def open_voc(
+    path: str,
+    folders: dict[str, str],
+    class_names: tuple[str, ...] | None,
+    first_pixel: int | None,
+) -> DetectionSource:
+    """Opens folders of lists, images and annotations."""
+    lists = {
+        f"{prefix}/{os.path.basename(file)[: -len('.txt')]}".lstrip("/"): file
+        for prefix, root in folders.items()
+        for file in glob.glob(f"{glob.escape(root)}/ImageSets/Main/*.txt")
+    }
+
+    def listed(name: str) -> list[_VocImage]:
+        items: list[_VocImage] = []
+        known: set[tuple[str, str]] = set()
+        for part in map(str.strip, name.split("+")):
+            if part not in lists:
+                raise ValueError(
+                    f"`split` must be of {sorted(lists)}, or several joined by "
+                    f"'+', for {path!r}. Received: split={name!r}"
+                )
+            folder = folders[part.rpartition("/")[0]]
+            with open(lists[part], encoding="utf-8-sig") as file:
+                ids = [line.strip() for line in file if line.strip()]
+            for id_ in ids:
+                repeated = (folder, id_) in known
+                items.append(_VocImage(folder, id_, repeated))
+                known.add((folder, id_))
+        return items
+
+    names: set[str] = set()
+    lowest = 1.0
+    if class_names is None or first_pixel is None:
+        for item in _voc_training(folders, lists, listed):
+            try:
+                elements = _parse_voc(item.annotation).findall("object")
+            except ValueError:
+                continue  # told of where the split is read
+            for element in elements:
+                names.add((element.findtext("name") or "").strip())
+                for text in _voc_box(element)[:2]:
+                    try:
+                        lowest = min(lowest, float(text))
+                    except ValueError:
+                        continue  # told of, too
+    if class_names is None:
+        class_names = tuple(sorted(names - {""}))
+        if not class_names:
+            raise ValueError(
+                "`source` must name a class in the annotations of its training "
+                "images (or pass class_names). Received: "
+                f"{path!r}, which does not"
+            )
+    if first_pixel is None:
+        first_pixel = 0 if lowest < 1 else 1
+    found, first = class_names, first_pixel
+    return DetectionSource(
+        path,
+        found,
+        lambda name: VocExamples(listed(name), found, first),
+        first,
+    )
+
+
+def _voc_training(
+    folders: dict[str, str],
+    lists: dict[str, str],
+    listed: Callable[[str], list[_VocImage]],
+) -> list[_VocImage]:
+    """The training images of all folders, as far as there are lists."""
+    items = []
+    for prefix in folders:
+        for name in ("trainval", "train"):
+            split = f"{prefix}/{name}".lstrip("/")
+            if split in lists:
+                items += listed(split)
+                break
+    return items
