@@ -28,12 +28,12 @@ Nothing of this is loaded before one of the functions is called.
 
 from keras_muffnet.quantization.api import Finished as Finished
 from keras_muffnet.quantization.api import cluster as cluster
-from keras_muffnet.quantization.api import convert as convert
 from keras_muffnet.quantization.api import finish as finish
-from keras_muffnet.quantization.api import load as load
 from keras_muffnet.quantization.api import prune as prune
 from keras_muffnet.quantization.api import quantize_aware as quantize_aware
 from keras_muffnet.quantization.api import (
     quantize_post_training as quantize_post_training,
 )
 from keras_muffnet.quantization.api import report as report
+from keras_muffnet.quantization.saving import convert as convert
+from keras_muffnet.quantization.saving import load as load

@@ -159,6 +159,21 @@ def build(plan: Plan, ranges: Sequence[Range] | None = None) -> keras.Model:
     return keras.Model(images, outputs if len(outputs) > 1 else outputs[0])
 
 
+def bare(layer: layers.Layer) -> layers.Layer:
+    """The layer itself, without the wrapper that quantizes it."""
+    return layer.layer if isinstance(layer, FakeQuantized) else layer
+
+
+def output_range(layer: layers.Layer) -> Range | None:
+    """The limits of a layer's output, where it is quantized."""
+    return getattr(layer, "output_range", None)
+
+
+def read_weights(layer: layers.Layer) -> list[np.ndarray]:
+    """A layer's kernel and bias, as trained."""
+    return [np.asarray(w) for w in bare(layer).get_weights()]
+
+
 def calibrate(
     plan: Plan, images: np.ndarray, verbose: int = 0
 ) -> dict[str, Range]:

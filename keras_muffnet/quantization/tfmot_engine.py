@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.clustering import keras as clustering
@@ -300,6 +301,36 @@ def build_clusterable(plan: Plan, clusters: int) -> tf_keras.Model:
         )
 
     return _build(plan, wrap, quantized=False)
+
+
+def bare(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
+    """The layer itself, without the wrapper of tfmot or of this engine."""
+    return layer.layer if hasattr(layer, "layer") else layer
+
+
+def output_range(layer: tf_keras.layers.Layer) -> Range | None:
+    """The limits of a layer's output, where it is quantized."""
+    config = getattr(layer, "quantize_config", None)
+    return getattr(config, "output_range", None)
+
+
+def read_weights(layer: tf_keras.layers.Layer) -> list[np.ndarray]:
+    """A layer's kernel and bias, from among the variables of its wrapper."""
+    # tfmot's clustering last assigned weights to values before they were
+    # trained for the last time.
+    if hasattr(layer, "update_clustered_weights_associations"):
+        layer.update_clustered_weights_associations()
+    named = {
+        variable.name.rpartition("/")[2].partition(":")[0]: np.asarray(variable)
+        for variable in layer.weights
+    }
+    kernel = named.get("kernel", named.get("depthwise_kernel"))
+    if "mask" in named:  # of tfmot's pruning, one step ahead of the kernel
+        kernel = kernel * named["mask"]
+    if "cluster_centroids_kernel" in named:  # of tfmot's clustering
+        centroids = named["cluster_centroids_kernel"]
+        kernel = centroids[named["pulling_indices_kernel"]]
+    return [w for w in (kernel, named.get("bias")) if w is not None]
 
 
 def _first_convolution(plan: Plan) -> str | None:

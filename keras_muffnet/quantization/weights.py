@@ -1,10 +1,12 @@
 """Weights and ranges of models that an engine built."""
 
+import sys
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_muffnet.quantization._modules import load_module
 from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.rules.scaling import norm_scale
 from keras_muffnet.quantization.steps import KERNELS
@@ -22,12 +24,12 @@ def read_ranges(model: Any) -> dict[str, Range]:
     Returns:
         The ranges by name of the step, none if the model is not quantized.
     """
+    engine = _engine_of(model)
     ranges = {}
     for layer in getattr(model, "layers", []):
-        config = getattr(layer, "quantize_config", layer)
-        limits = getattr(config, "output_range", None)
+        limits = engine.output_range(layer)
         if limits is not None:
-            ranges[_bare(layer).name] = tuple(limits)
+            ranges[engine.bare(layer).name] = tuple(limits)
     return ranges
 
 
@@ -35,7 +37,10 @@ def finish(
     quantized_model: Any, model: keras.Model
 ) -> tuple[keras.Model, dict[str, Range]]:
     """Does what `keras_muffnet.quantization.finish` says."""
-    trained = {_bare(layer).name: layer for layer in quantized_model.layers}
+    engine = _engine_of(quantized_model)
+    trained = {
+        engine.bare(layer).name: layer for layer in quantized_model.layers
+    }
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     layers = _layers_by_name(copy)
@@ -50,7 +55,7 @@ def finish(
         done.add(step.layer_name)
         weights: list[np.ndarray] = []
         if step.layer_name in trained:
-            weights = _weights(trained[step.layer_name])
+            weights = engine.read_weights(trained[step.layer_name])
         if [w.shape for w in weights] != [w.shape for w in step.weights]:
             raise ValueError(
                 "`quantized_model` must be made of `model`, whose layer "
@@ -60,28 +65,10 @@ def finish(
     return copy, ranges
 
 
-def _bare(layer: Any) -> Any:
-    """The layer inside an engine's or tfmot's wrapper."""
-    return layer.layer if hasattr(layer, "layer") else layer
-
-
-def _weights(layer: Any) -> list[np.ndarray]:
-    """Kernel and bias, from among the variables of a wrapper."""
-    # tfmot's clustering last assigned weights to values before they were
-    # trained for the last time.
-    if hasattr(layer, "update_clustered_weights_associations"):
-        layer.update_clustered_weights_associations()
-    named = {
-        variable.name.rpartition("/")[2].partition(":")[0]: np.asarray(variable)
-        for variable in layer.weights
-    }
-    kernel = named.get("kernel", named.get("depthwise_kernel"))
-    if "mask" in named:  # of tfmot's pruning, one step ahead of the kernel
-        kernel = kernel * named["mask"]
-    if "cluster_centroids_kernel" in named:  # of tfmot's clustering
-        centroids = named["cluster_centroids_kernel"]
-        kernel = centroids[named["pulling_indices_kernel"]]
-    return [w for w in (kernel, named.get("bias")) if w is not None]
+def _engine_of(model: Any) -> Any:
+    """The engine that can read a model; for any other object, too."""
+    is_keras_3 = isinstance(model, keras.Model) or "tf_keras" not in sys.modules
+    return load_module("keras_engine" if is_keras_3 else "tfmot_engine")
 
 
 def _layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:

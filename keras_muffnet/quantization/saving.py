@@ -1,0 +1,202 @@
+"""Quantized models on disk: LiteRT files, and `.keras` files to train on."""
+
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import Literal
+
+import numpy as np
+
+from keras_muffnet._files import written_aside
+from keras_muffnet.litert.metadata import embed_metadata
+from keras_muffnet.quantization._modules import load_module
+from keras_muffnet.quantization.calibration import NORMALIZATIONS
+from keras_muffnet.quantization.calibration import check_images
+
+__all__ = ["convert", "load"]
+
+Range = tuple[float, float]
+Precision = Literal["int8", "int16", "float16", "dynamic_range"]
+
+
+def convert(
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    precision: Precision = "int8",
+    io_dtype: str = "int8",
+    labels: Sequence[str] | None = None,
+    normalization: tuple[float, float] | None = None,
+    calibration_data: np.ndarray | None = None,
+) -> pathlib.Path:
+    """Writes a model as a LiteRT file, for one image at a time.
+
+    Where the scaling of its images is known, the file has TFLite Metadata,
+    which tells mobile tools of it and of the classes.
+
+    Args:
+        model: what `quantize_aware` returned, trained or not, for "int8";
+            otherwise a float Keras 3 model of one input, such as `finish`
+            gives.
+        path: where to write, ending in `.tflite`. The file appears once it is
+            complete and checked.
+        precision: "int8": weights and activations are what `quantize_aware`
+            made them. "float16": weights of 16 bits, float activations.
+            "dynamic_range": int8 weights; activations are float between
+            operations, and quantized as each operation needs them. "int16":
+            int8 weights and activations of 16 bits, whose ranges the converter
+            finds itself; without shared ranges, and several times slower.
+        io_dtype: type of the input and the output for "int8": "int8", "uint8"
+            or "float32". Those of the other precisions are float32.
+        labels: names of the classes, for the metadata.
+        normalization: mean and standard deviation, in pixels of 0 to 255, that
+            the model's images are scaled with; (128, 128) for
+            `keras_muffnet.preprocess_input`. None takes what the input's range
+            implies, where `quantize_aware` knew it. Neither this nor labels
+            can be given but for 1 or 3 channels and one output.
+        calibration_data: images as in `quantize_aware`, for "int16" alone.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the model was not made by `quantize_aware` or is not a
+            float one, or another argument is not as above.
+        RuntimeError: naming the operations, if any of the file's operations
+            comes out in float that should not, or reads a variable.
+        ImportError: if the packages for quantization are not installed.
+    """
+    path = check_path(path)
+    if precision not in ("int8", "int16", "float16", "dynamic_range"):
+        raise ValueError(
+            "`precision` must be 'int8', 'int16', 'float16' or "
+            f"'dynamic_range'. Received: precision={precision!r}"
+        )
+    if io_dtype not in ("int8", "uint8", "float32"):
+        raise ValueError(
+            "`io_dtype` must be 'int8', 'uint8' or 'float32'. "
+            f"Received: io_dtype={io_dtype!r}"
+        )
+    ranges = load_module("weights").read_ranges(model)
+    _check_model(model, precision, ranges)
+    if precision == "int16":
+        check_images(calibration_data, tuple(model.input_shape[1:]))
+    normalization = _checked_normalization(
+        normalization, model, labels, ranges.get("input_range")
+    )
+    conversion = load_module("conversion")
+    if precision == "int8":
+        content = conversion.convert_quantized(model, io_dtype)
+    else:
+        content = conversion.convert_float(model, precision, calibration_data)
+    if normalization is not None:
+        mean, std = normalization
+        content = embed_metadata(
+            content, name=model.name, labels=labels, mean=mean, std=std
+        )
+    with written_aside(path) as aside:
+        aside.write_bytes(content)
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Reads a model that was saved after `quantize_aware`.
+
+    Args:
+        path: the `.keras` file that its `save` wrote.
+
+    Returns:
+        The model, with its ranges and, if it was compiled, the optimizer and
+        its state: training goes on as if it had not been interrupted.
+
+    Raises:
+        ValueError: if the file is not of that kind.
+        ImportError: if the packages for quantization are not installed.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            version = json.loads(file.read("metadata.json"))["keras_version"]
+    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"`path` must be a `.keras` file. Received: {os.fspath(path)!r}"
+        ) from error
+    if version.startswith("3."):
+        load_module("keras_engine")
+        import keras
+
+        model = keras.saving.load_model(path)
+    else:
+        load_module("tfmot_engine")
+        import tf_keras
+
+        model = tf_keras.models.load_model(path)
+    if not load_module("weights").read_ranges(model):
+        raise ValueError(
+            "`path` must hold a model that `quantize_aware` made. "
+            f"Received: {os.fspath(path)!r}"
+        )
+    return model
+
+
+def check_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    if pathlib.Path(path).suffix != ".tflite":
+        raise ValueError(f"`path` must end in '.tflite'. Received: {path!r}")
+    return pathlib.Path(path)
+
+
+def _check_model(
+    model: Any, precision: str, ranges: Mapping[str, Range]
+) -> None:
+    import keras
+
+    if precision == "int8":
+        wanted, fits = "a model that `quantize_aware` returned", bool(ranges)
+    else:
+        wanted = "a float Keras 3 model of one input"
+        # A sequential model that is not built has none.
+        inputs = getattr(model, "inputs", None) or ()
+        is_float = isinstance(model, keras.Model) and not ranges
+        fits = is_float and len(inputs) == 1
+    if not fits:
+        raise ValueError(
+            f"`model` must be {wanted} for precision {precision!r}. "
+            f"Received: {model!r}"
+        )
+
+
+def _checked_normalization(
+    normalization: Any,
+    model: Any,
+    labels: Sequence[str] | None,
+    input_range: Range | None,
+) -> tuple[float, float] | None:
+    """The scaling for the metadata; None for a file without them."""
+    channels, outputs = model.input_shape[-1], len(model.outputs)
+    if channels not in (1, 3) or outputs != 1:
+        if labels is None and normalization is None:
+            return None
+        raise ValueError(
+            "`labels` and `normalization` are for a model of images with 1 or "
+            "3 channels, and of one output. Received: a model with "
+            f"{channels} channels and {outputs} outputs"
+        )
+    if normalization is None:
+        if input_range is not None:
+            normalization = NORMALIZATIONS.get(input_range)
+        if normalization is None and labels is not None:
+            raise ValueError(
+                "`normalization` must be given with `labels`, since the "
+                "scaling of the model's images is not known"
+            )
+    elif (
+        not isinstance(normalization, (tuple, list)) or len(normalization) != 2
+    ):
+        raise ValueError(
+            "`normalization` must be a mean and a standard deviation. "
+            f"Received: {normalization!r}"
+        )
+    return normalization
