@@ -15,7 +15,7 @@ VERSION = re.search(
     r'__version__ = "(.+)"', (ROOT / "keras_muffnet/__init__.py").read_text()
 ).group(1)
 
-TENSORFLOW = ["tensorflow>=2.21,<2.22"]
+TENSORFLOW = ["tensorflow>=2.18,<2.22"]
 # TensorFlow Datasets imports importlib_resources without asking for it.
 DATASETS = [
     *TENSORFLOW,
@@ -32,7 +32,7 @@ QUANTIZATION = [
     *TENSORFLOW,
     "ai-edge-litert>=2.3,<3",
     "tensorflow-model-optimization>=0.8.1,<0.9",
-    "tf_keras>=2.21,<2.22",
+    "tf_keras>=2.18,<2.22",
 ]
 # What serves .tflite files; TensorFlow comes on top for SavedModels and gRPC.
 LITERT_SERVING = [
@@ -40,11 +40,11 @@ LITERT_SERVING = [
     "httptools>=0.6",
     "orjson>=3.10,<4",
     "pillow>=11,<14",
-    "protobuf>=6",
+    "protobuf>=5",
     "uvicorn>=0.30,<1",
     "uvloop>=0.19; sys_platform != 'win32'",
 ]
-GRPC = ["grpcio>=1.70,<2", "tensorflow-serving-api>=2.21,<2.22"]
+GRPC = ["grpcio>=1.70,<2", "tensorflow-serving-api>=2.18,<2.22"]
 SERVING = [*TENSORFLOW, *LITERT_SERVING, *GRPC]
 # serving/client.py, and with GRPC its gRPC; serving/loadtest.
 CLIENT = ["httpx>=0.28,<1", "orjson>=3.10,<4", "tenacity>=9,<10"]
@@ -57,6 +57,23 @@ setup(
     name="keras-muffnet",
     version=VERSION,
     description="MuffNet, a small image network, for Keras 3",
+    author="The keras_muffnet developers",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="keras mobile cnn quantization litert tflite serving ssd",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["keras_muffnet", "keras_muffnet.*"]),
@@ -68,10 +85,10 @@ setup(
             "muffnet-model-server=keras_muffnet.model_server.__main__:run"
         ]
     },
-    python_requires=">=3.11,<3.12",
-    # Keras's graph of nodes, which keras_muffnet/graph.py walks, is no public
-    # interface: hence the narrow range.
-    install_requires=["keras>=3.15.1,<3.16", "numpy>=2,<3"],
+    python_requires=">=3.11,<3.14",
+    # keras_muffnet/graph.py walks Keras's graph of nodes, which is not a public
+    # interface: hence the upper limit. Keras 3.8 lacks CutMix.
+    install_requires=["keras>=3.10,<3.16", "numpy>=2,<3"],
     extras_require={
         "tensorflow": TENSORFLOW,
         "datasets": DATASETS,
@@ -102,6 +119,7 @@ setup(
             "selenium>=4.40,<5",
             "setuptools>=68",
             "torch==2.13.0",
+            "twine>=6,<7",
             "wheel",
         ],
     },

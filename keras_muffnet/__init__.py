@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from keras_muffnet.published import published_weights as published_weights
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "ChannelSlice": "layers",

@@ -1,9 +1,21 @@
 """A wheel holds all that the package needs."""
 
 import shutil
+import tarfile
 import zipfile
 
 from tests.conftest import ROOT
+
+
+FILES = (
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "LICENSE",
+    "MANIFEST.in",
+    "README.md",
+    "pyproject.toml",
+    "setup.py",
+)
 
 
 def test_wheel_is_complete_and_imports_elsewhere(run_python, tmp_path):
@@ -14,13 +26,20 @@ def test_wheel_is_complete_and_imports_elsewhere(run_python, tmp_path):
         source / "keras_muffnet",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in FILES:
         shutil.copy(ROOT / name, source)
     run_python(
         *("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"),
         *("-w", str(tmp_path), str(source)),
     )
     [wheel] = tmp_path.glob("keras_muffnet-*.whl")
+    run_python("setup.py", "-q", "sdist", "-d", str(tmp_path), cwd=source)
+    [sdist] = tmp_path.glob("keras_muffnet-*.tar.gz")
+    checked = run_python("-m", "twine", "check", str(wheel), str(sdist))
+    assert checked.count("PASSED") == 2, checked
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert packed >= {*FILES, "keras_muffnet/weights/cifar10_0.5.weights.h5"}
     with zipfile.ZipFile(wheel) as archive:
         inside = {n for n in archive.namelist() if ".dist-info/" not in n}
     sources = [
