@@ -6,7 +6,6 @@ import zipfile
 
 from tests.conftest import ROOT
 
-
 FILES = (
     "CHANGELOG.md",
     "CITATION.cff",

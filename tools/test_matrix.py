@@ -18,6 +18,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "test_matrix.md"
 
+
 # What the subset covers: the networks, data, training, export, quantization,
 # LiteRT and the server. Tests of other backends need `make test`.
 TESTS = (
@@ -65,6 +66,7 @@ ENVIRONMENTS = (
 
 
 def main() -> None:
+    """Runs the command; exits with status 1 if a test failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--only", choices=[e.name for e in ENVIRONMENTS], help="one of them"
@@ -108,8 +110,10 @@ def run(environment: Environment) -> dict[str, int] | None:
         (folder / "done").touch()
     report = folder / "report.xml"
     subprocess.run(
-        [python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
-        + ["-m", "not slow", f"--junitxml={report}", *TESTS],
+        [
+            *(python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"),
+            *("-m", "not slow", f"--junitxml={report}", *TESTS),
+        ],
         cwd=ROOT,
         check=False,
     )
