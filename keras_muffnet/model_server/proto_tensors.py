@@ -13,6 +13,10 @@ from keras_muffnet.model_server.errors import invalid_argument
 
 _MAX_RANK = 254
 
+# A message of a few bytes may declare any shape, all of one value.
+_MAX_REPEATED = 64 * 2**20  # bytes of a tensor with values that repeat
+MAX_TENSOR = 2**30  # bytes of a tensor, by default
+
 # The field that holds a dtype's values.
 _FIELDS = {
     types_pb2.DT_FLOAT: "float_val",
@@ -36,7 +40,7 @@ _FIELDS = {
 _HALVES = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
 
 
-def to_array(name: str, proto: Any) -> np.ndarray:
+def to_array(name: str, proto: Any, max_bytes: int = MAX_TENSOR) -> np.ndarray:
     """Reads a tensor.
 
     Args:
@@ -44,12 +48,13 @@ def to_array(name: str, proto: Any) -> np.ndarray:
         proto: A `TensorProto` with its values in `tensor_content` or in the
             dtype's own field. Of fewer values than elements the last repeats;
             of none all are zero.
+        max_bytes: What the array may take.
 
     Returns:
         An array; strings are an object array of `bytes`.
 
     Raises:
-        ServingError: The message is no tensor.
+        ServingError: The message is no tensor, or too large a one.
     """
     shape = [dim.size for dim in proto.tensor_shape.dim]
     if (
@@ -61,17 +66,27 @@ def to_array(name: str, proto: Any) -> np.ndarray:
         raise _parse_error(name)
     count = math.prod(shape)
     dtype = as_dtype(proto.dtype).as_numpy_dtype
+    size = count * np.dtype(dtype).itemsize
+    if size > max_bytes:
+        raise _parse_error(
+            name, f"expected at most {max_bytes} bytes, received {size}"
+        )
     if proto.tensor_content and proto.dtype != types_pb2.DT_STRING:
-        if len(proto.tensor_content) != count * np.dtype(dtype).itemsize:
+        if len(proto.tensor_content) != size:
             raise _parse_error(name)
         array = np.frombuffer(proto.tensor_content, dtype)
     else:
         values = _read_values(proto, dtype)
-        # A message of a few bytes may declare any shape.
-        if len(values) > count or (count > 2**31 and len(values) < count):
+        if len(values) > count:
             raise _parse_error(name)
         array = values
         if len(values) < count:
+            if size > _MAX_REPEATED:
+                raise _parse_error(
+                    name,
+                    f"expected {count} values, received {len(values)}; values "
+                    f"repeat in tensors of at most {_MAX_REPEATED} bytes",
+                )
             last = values[-1] if len(values) else _zero(dtype)
             array = np.full(count, last, values.dtype)
             array[: len(values)] = values
@@ -104,8 +119,9 @@ def _zero(dtype: Any) -> Any:
     return b"" if dtype is object else dtype(0)
 
 
-def _parse_error(name: str) -> ServingError:
-    return invalid_argument(f"tensor parsing error: {name}")
+def _parse_error(name: str, why: str = "") -> ServingError:
+    why = why and f": {why}"
+    return invalid_argument(f"tensor parsing error: {name}{why}")
 
 
 def to_proto(array: np.ndarray) -> Any:

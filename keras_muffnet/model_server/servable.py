@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,28 @@ class Signature:
         run: Takes one array for each input, in order, and returns one array
             for each output. Strings are object arrays of `bytes`. Raises
             `ServingError`. Many threads may call it at a time.
+        ranks: The rank of each input that `run` must not get in another rank.
     """
 
     inputs: Mapping[str, str]
     outputs: tuple[str, ...]
     run: Callable[..., list[np.ndarray]]
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+    def check_ranks(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Refuses inputs of a rank that would end the process.
+
+        Raises:
+            ServingError: An input has another rank than it must have.
+        """
+        for index, name in enumerate(self.inputs):
+            rank = self.ranks.get(name)
+            shape = inputs[name].shape
+            if rank is not None and rank != len(shape):
+                raise invalid_argument(
+                    f"Expects arg[{index}] ({name}) to have rank {rank} but "
+                    f"shape {list(shape)} is provided"
+                )
 
 
 @dataclass(frozen=True)
@@ -78,8 +96,10 @@ class Servable:
             An array for each output, in the order of the outputs' names.
 
         Raises:
-            ServingError: An operation failed; it has that operation's code.
+            ServingError: An input has a wrong rank, or an operation failed; it
+                has that operation's code.
         """
+        signature.check_ranks(inputs)
         arrays = [inputs[name] for name in signature.inputs]
         values = signature.run(*arrays)
         return dict(zip(signature.outputs, values, strict=True))

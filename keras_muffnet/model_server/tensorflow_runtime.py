@@ -1,6 +1,7 @@
 """Runs SavedModels."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
+from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 
@@ -18,6 +20,9 @@ from keras_muffnet.model_server.errors import invalid_argument
 from keras_muffnet.model_server.metrics import Metrics
 from keras_muffnet.model_server.servable import Servable
 from keras_muffnet.model_server.servable import Signature
+
+# Where in the graph an error arose; TensorFlow Serving's errors do not say it.
+_FUNCTION_NODE = re.compile(r"\{\{function_node [^}]*\}\} ?")
 
 
 def load_saved_model(
@@ -50,7 +55,9 @@ def load_saved_model(
                 session, [tf.saved_model.SERVING], os.fspath(path)
             )
         signatures = {
-            key: _make_signature(session, signature_def, batcher, metrics)
+            key: _make_signature(
+                session, meta_graph.graph_def, signature_def, batcher, metrics
+            )
             for key, signature_def in meta_graph.signature_def.items()
             # What has no outputs either is an initializer, which has run.
             if signature_def.outputs and key != "__saved_model_init_op"
@@ -76,6 +83,7 @@ def load_saved_model(
 
 def _make_signature(
     session: tf.compat.v1.Session,
+    graph_def: GraphDef,
     signature_def: SignatureDef,
     batcher: Batcher | None,
     metrics: Metrics | None,
@@ -95,7 +103,56 @@ def _make_signature(
     }
     if batcher is not None and inputs:
         run = batcher.wrap(run)
-    return Signature(dtypes, tuple(outputs), run)
+    ranks = _fixed_ranks(graph_def, signature_def)
+    return Signature(dtypes, tuple(outputs), run, ranks)
+
+
+def _fixed_ranks(
+    graph_def: GraphDef, signature_def: SignatureDef
+) -> dict[str, int]:
+    """Returns the ranks of the inputs that must come with that rank.
+
+    TensorFlow Serving leaves ranks to the operations, and most of them answer
+    with an error. TensorFlow's convolutions by oneDNN end the process instead
+    (tensorflow#111453). So where one can be reached from the outputs every
+    input must have its rank; elsewhere those of rank 4 and more, which are
+    images.
+    """
+    ranks = {
+        name: len(info.tensor_shape.dim)
+        for name, info in signature_def.inputs.items()
+        if not info.tensor_shape.unknown_rank
+    }
+    if _reaches_convolution(graph_def, signature_def):
+        return ranks
+    return {name: rank for name, rank in ranks.items() if rank >= 4}
+
+
+def _reaches_convolution(
+    graph_def: GraphDef, signature_def: SignatureDef
+) -> bool:
+    """Returns whether an output is computed by a convolution."""
+    nodes = {node.name: node for node in graph_def.node}
+    bodies = {
+        function.signature.name: function.node_def
+        for function in graph_def.library.function
+    }
+    names = [info.name for info in signature_def.outputs.values()]
+    seen = set()
+    while names:
+        # Of an output "node:0", a control input "^node", or a function.
+        name = names.pop().lstrip("^").partition(":")[0]
+        if name in seen:
+            continue
+        seen.add(name)
+        for node in bodies.get(name, [nodes[name]] if name in nodes else []):
+            if "Conv" in node.op:
+                return True
+            names.extend(node.input if name in nodes else ())
+            for attribute in node.attr.values():
+                called = (attribute.func, *attribute.list.func)
+                names.extend(function.name for function in called)
+    return False
 
 
 def _wrap(
@@ -108,12 +165,13 @@ def _wrap(
         try:
             return [_to_array(value) for value in call(*arrays)]
         except tf.errors.OpError as error:
-            raise ServingError(Code(error.error_code), error.message) from error
+            text = _FUNCTION_NODE.sub("", error.message)
+            raise ServingError(Code(error.error_code), text) from error
         except UnicodeDecodeError as error:
             # The graph's own error, with a client's bytes in its text, which
             # TensorFlow cannot raise. Its code is lost.
             text = error.object.decode(errors="replace")
-            raise invalid_argument(text) from error
+            raise invalid_argument(_FUNCTION_NODE.sub("", text)) from error
         finally:
             if metrics is not None:
                 metrics.observe_graph_run(time.perf_counter() - start)
