@@ -104,8 +104,10 @@ def _fits(shapes: list[tuple], own: list[tuple]) -> bool:
 def _check_traceable(model: Any) -> None:
     sequential = isinstance(model, keras.Sequential) and model.built
     # Keras exports no class of functional models. Its nodes are not public
-    # either: setup.py admits the versions of Keras that were tested.
-    if not sequential and not hasattr(model, "_nodes_by_depth"):
+    # either: setup.py admits the versions of Keras that were tested. A
+    # subclass with a `call` of its own does what its nodes do not tell.
+    known = sequential or hasattr(model, "_nodes_by_depth")
+    if not known or not type(model).call.__module__.startswith("keras."):
         raise ValueError(
             "`model` must be a functional or a built sequential Keras model. "
             f"Received: {model!r}"

@@ -12,6 +12,7 @@ import pytest
 import sklearn.datasets
 import tensorflow as tf
 from PIL import Image
+from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_muffnet import MuffNet
 from keras_muffnet import StageSpec
@@ -20,6 +21,7 @@ from keras_muffnet.data import load_images
 from keras_muffnet.export import decode_images
 from keras_muffnet.export import export_litert
 from keras_muffnet.export import export_saved_model
+from keras_muffnet.export import inference
 from keras_muffnet.export import publish_litert
 from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert.model import Operation
@@ -361,10 +363,78 @@ def test_pixel_limit_of_an_export(small_model, tmp_path):
 
 
 def test_weights_are_written_once(small_model, tmp_path):
-    path = export_saved_model(small_model, tmp_path / "m")
+    path = export_saved_model(small_model, tmp_path / "m", fold=False)
     written = tf.train.list_variables(str(path / "variables" / "variables"))
     values = sum(math.prod(shape) for name, shape in written if shape)
     assert values == small_model.count_params()
+
+
+def constants(path):
+    """How many numbers of a kernel or a bias a SavedModel's graph holds."""
+    saved = saved_model_pb2.SavedModel.FromString(
+        (path / "saved_model.pb").read_bytes()
+    )
+    (meta_graph,) = saved.meta_graphs
+    graph = meta_graph.graph_def
+    functions = [function.node_def for function in graph.library.function]
+    shapes = [
+        [dim.size for dim in node.attr["value"].tensor.tensor_shape.dim]
+        for nodes in (graph.node, *functions)
+        for node in nodes
+        if node.op == "Const"
+        and node.attr["dtype"].type == tf.float32.as_datatype_enum
+    ]
+    return sum(math.prod(shape) for shape in shapes if shape)
+
+
+@pytest.mark.parametrize("name", ["small_model", "model"])
+def test_folded_weights_are_written_once(name, request, tmp_path):
+    model = request.getfixturevalue(name)
+    path = export_saved_model(model, tmp_path / "m")
+    norms = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    # Of each normalization's four vectors a bias is left.
+    gone = sum(3 * layer.gamma.shape[0] for layer in norms)
+    unfolded = export_saved_model(model, tmp_path / "m", fold=False)
+    added = constants(path) - constants(unfolded)
+    assert added == model.count_params() - gone
+    card = (path / "README.md").read_text("utf-8")
+    assert f"| graph | {len(norms)} normalizations folded" in card
+
+
+class OwnModel(keras.Model):
+    """What a graph of layers does not tell."""
+
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training, mask)
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [(2**30, "must be a functional"), (10, "3,088 bytes, are more than")],
+)
+def test_what_cannot_be_folded_is_exported_as_it_is(
+    small_model, tmp_path, monkeypatch, limit, text
+):
+    monkeypatch.setattr(inference, "_MOST_BYTES", limit)
+    model = small_model
+    if limit > 10:
+        x = keras.Input((8, 8, 3))
+        model = OwnModel(x, small_model(x))
+    with pytest.warns(UserWarning, match=f"as they are, not folded.*{text}"):
+        path = export_saved_model(model, tmp_path / "m", preprocess=abs)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
+    images = images.astype("float32")
+    np.testing.assert_allclose(
+        serve(path, "serving_default", images=images)["predictions"],
+        model(images),
+        rtol=1e-5,
+    )
+    card = (path / "README.md").read_text("utf-8")
+    assert "which could not be folded" in card
 
 
 def test_frames_behind_the_first_are_not_read():

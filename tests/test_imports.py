@@ -24,6 +24,7 @@ CORE = [
     "plots",
     "layers",
     "graph",
+    "folding",
     "preprocessing",
     "blocks",
     "complexity",

@@ -13,11 +13,14 @@ Tensors = dict[str, tf.Tensor]
 Serve = Callable[[tf.Tensor], Tensors]
 
 
-def finding(model: keras.Model, network: Any = None) -> Serve:
+def finding(
+    model: keras.Model, run: Callable[[Any], Any], network: Any = None
+) -> Serve:
     """Returns a function from images to objects, for a signature.
 
     Args:
         model: a detector, as `keras_muffnet.detection.SSD` builds it.
+        run: gives the model's output for images.
         network: quantized, gives class logits and box codes in the model's
             place.
 
@@ -31,7 +34,7 @@ def finding(model: keras.Model, network: Any = None) -> Serve:
 
     def find(images: tf.Tensor) -> Tensors:
         if network is None:
-            answer = model(images, training=False)
+            answer = run(images)
             logits, codes = answer[..., :-4], answer[..., -4:]
         else:
             logits, codes = network(images, training=False)

@@ -58,10 +58,12 @@ def export_litert(
             "`model` must have a static input size to be a LiteRT file. "
             f"Received a model with input shape {model.input_shape}"
         )
+    # The converter folds by itself, from variables.
+    run = functools.partial(model, training=False)
     if is_detector(model):
-        serve = finding(model, quantized)
+        serve = finding(model, run, quantized)
     elif quantized is None:
-        serve = functools.partial(model, training=False)
+        serve = run
     else:
         raise ValueError(
             "`quantized` must be None for a model that is no detector. "

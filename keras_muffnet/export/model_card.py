@@ -30,6 +30,7 @@ def model_card(
     model: keras.Model,
     name: str,
     scaling: str,
+    running: str,
     labels: Sequence[str] | None,
     takes_bytes: bool,
 ) -> str:
@@ -39,6 +40,7 @@ def model_card(
         model: the model that is exported.
         name: what it is called where it is served.
         scaling: how pixels are scaled for it.
+        running: what became of its layers.
         labels: names of its classes, if they are known.
         takes_bytes: whether it has the signature `serving_bytes`.
     """
@@ -59,6 +61,7 @@ def model_card(
         "input": f"{height or 'any'}x{width or 'any'}x{channels}, {scaling}",
         "output": str(model.output_shape),
         "precision": model.dtype_policy.name,
+        "graph": running,
         "classes": classes,
         "written with": ", ".join(versions),
     }

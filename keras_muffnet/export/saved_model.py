@@ -20,6 +20,7 @@ from keras_muffnet.export.detection import Serve
 from keras_muffnet.export.detection import Tensors
 from keras_muffnet.export.detection import finding
 from keras_muffnet.export.detection import naming_found
+from keras_muffnet.export.inference import make_inference_fn
 from keras_muffnet.export.model_card import model_card
 from keras_muffnet.export.warm_up import write_warm_up
 from keras_muffnet.graph import trace
@@ -45,6 +46,7 @@ def export_saved_model(
     top_k: int = 5,
     preprocess: Callable[[tf.Tensor], tf.Tensor] | None = None,
     max_pixels: int = MAX_PIXELS,
+    fold: bool = True,
 ) -> pathlib.Path:
     """Writes a model as the next version below a TF Serving base path.
 
@@ -91,6 +93,11 @@ def export_saved_model(
             `keras_muffnet.preprocessing.scales_pixels`.
         max_pixels: the most pixels of an encoded image, against small files
             that fill the memory once decoded.
+        fold: whether batch normalization becomes part of the kernels before
+            it and weights become constants, which is faster. The answers stay
+            the same up to rounding. What the model's graph does not allow
+            stays as it is, and the model card tells so. With False the
+            SavedModel has all layers, with variables.
 
     Returns:
         The folder written, `base_path/N`; N is as `files.write_version`
@@ -109,7 +116,8 @@ def export_saved_model(
         preprocess, scaling = _default_preprocess(model)
     base_path = pathlib.Path(base_path)
     detects = is_detector(model)
-    answer = finding(model) if detects else _predicting(model)
+    run, running = make_inference_fn(model, fold)
+    answer = finding(model, run) if detects else _predicting(run)
 
     images = tf.TensorSpec((None, *shape), tf.float32, name="images")
 
@@ -146,17 +154,18 @@ def export_saved_model(
         takes_bytes = encoded_shape is not None
         write_warm_up(extra, _warm_up_inputs(shape, takes_bytes))
         (folder / "README.md").write_text(
-            model_card(model, base_path.name, scaling, labels, takes_bytes),
+            model_card(
+                model, base_path.name, scaling, running, labels, takes_bytes
+            ),
             "utf-8",
         )
 
     return write_version(base_path, write)
 
 
-def _predicting(model: keras.Model) -> Serve:
+def _predicting(run: Callable[[tf.Tensor], tf.Tensor]) -> Serve:
     def predict(images: tf.Tensor) -> Tensors:
-        answer = model(images, training=False)
-        return {"predictions": tf.cast(answer, tf.float32)}
+        return {"predictions": tf.cast(run(images), tf.float32)}
 
     return predict
 

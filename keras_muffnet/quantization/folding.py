@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_muffnet.folding import scale_kernel
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Rewriting
 from keras_muffnet.quantization.steps import Step
@@ -61,11 +62,7 @@ def _scaled(step: Step, affine: Step) -> Step:
     is_norm = affine.settings["is_norm"]
     scale, offset = affine.weights
     kernel, *bias = step.weights
-    if step.kind == "DepthwiseConv2D":
-        kernel = kernel * scale.reshape(kernel.shape[2:])
-    else:
-        kernel = kernel * scale
-    weights = [kernel]
+    weights = [scale_kernel(step.kind, kernel, scale)]
     if bias:
         weights.append(bias[0] * scale + offset)
     elif is_norm:

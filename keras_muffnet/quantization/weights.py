@@ -6,9 +6,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_muffnet.folding import norm_line
 from keras_muffnet.quantization._modules import load_module
 from keras_muffnet.quantization.lowering import lower
-from keras_muffnet.quantization.rules.scaling import norm_scale
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
 
@@ -115,7 +115,7 @@ def _bring_back(
     if norm.center:
         norm.beta.assign(norm.beta + change)
     else:
-        change = change / _divisor(norm_scale(norm))
+        change = change / _divisor(norm_line(norm)[0])
         norm.moving_mean.assign(norm.moving_mean - change)
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
 
+from keras_muffnet.folding import norm_line
 from keras_muffnet.quantization.writer import Rules
 from keras_muffnet.quantization.writer import Writer
 
@@ -41,19 +41,7 @@ def _batch_normalization(w: Writer, x: int) -> int:
     layer = w.layer
     if layer.axis not in (-1, len(w.shape()) - 1):
         w.refuse(f"must be over the last axis, but is over {layer.axis}")
-    as_array = keras.ops.convert_to_numpy
-    scale = norm_scale(layer)
-    offset = -as_array(layer.moving_mean) * scale
-    if layer.center:
-        offset = offset + as_array(layer.beta)
-    return affine(w, x, scale, offset, is_norm=True)
-
-
-def norm_scale(layer: layers.BatchNormalization) -> np.ndarray:
-    """What a batch normalisation multiplies each channel by."""
-    as_array = keras.ops.convert_to_numpy
-    scale = 1 / np.sqrt(as_array(layer.moving_variance) + layer.epsilon)
-    return scale * as_array(layer.gamma) if layer.scale else scale
+    return affine(w, x, *norm_line(layer), is_norm=True)
 
 
 def _rescaling(w: Writer, x: int) -> int:
