@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from keras_muffnet.model_server import proto_api
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
+from keras_muffnet.model_server.limits import Limits
 from keras_muffnet.model_server.manager import ModelManager
 from keras_muffnet.model_server.metrics import Metrics
 
@@ -26,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_DETAILS = 1024  # characters of an error
 _OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # A second server on a port in use must fail, not take half the requests.
     ("grpc.so_reuseport", 0),
@@ -41,6 +42,7 @@ class GrpcServer:
         executor: Where inference runs, so that the event loop stays free.
         metrics: Counts requests, if given.
         address: Host and port; port 0 picks a free one.
+        limits: How large a request may be.
         grace: Seconds that a stop waits for requests.
 
     Attributes:
@@ -56,6 +58,7 @@ class GrpcServer:
         executor: Executor,
         metrics: Metrics | None,
         address: tuple[str, int],
+        limits: Limits,
         grace: float,
     ):
         self._loop = asyncio.new_event_loop()
@@ -65,17 +68,21 @@ class GrpcServer:
         self._thread.start()
         self._grace = grace
         services = (
-            _PredictionService(manager, executor, metrics),
+            _PredictionService(manager, executor, metrics, limits),
             _ModelService(manager, executor),
         )
         try:
-            self.port = self._await(self._start(services, address))
+            self.port = self._await(self._start(services, address, limits))
         except BaseException:
             self._end()
             raise
 
-    async def _start(self, services: Any, address: tuple[str, int]) -> int:
-        self._server = grpc.aio.server(options=_OPTIONS)
+    async def _start(
+        self, services: Any, address: tuple[str, int], limits: Limits
+    ) -> int:
+        # What is larger is answered RESOURCE_EXHAUSTED by the library.
+        size = ("grpc.max_receive_message_length", limits.message)
+        self._server = grpc.aio.server(options=[*_OPTIONS, size])
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             services[0], self._server
         )
@@ -121,35 +128,50 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict, Classify, Regress, MultiInference, GetModelMetadata."""
 
     def __init__(
-        self, manager: ModelManager, executor: Executor, metrics: Metrics | None
+        self,
+        manager: ModelManager,
+        executor: Executor,
+        metrics: Metrics | None,
+        limits: Limits,
     ):
         self._manager = manager
         self._executor = executor
         self._metrics = metrics
+        self._predict = partial(
+            proto_api.predict, max_tensor_bytes=limits.tensor
+        )
 
     async def Predict(self, request: Any, context: Any) -> Any:
-        return await self._answer(proto_api.predict, request, context)
+        return await self._answer("Predict", self._predict, request, context)
 
     async def Classify(self, request: Any, context: Any) -> Any:
-        return await self._answer(proto_api.classify, request, context)
+        return await self._answer(
+            "Classify", proto_api.classify, request, context
+        )
 
     async def Regress(self, request: Any, context: Any) -> Any:
-        return await self._answer(proto_api.regress, request, context)
+        return await self._answer(
+            "Regress", proto_api.regress, request, context
+        )
 
     async def MultiInference(self, request: Any, context: Any) -> Any:
-        return await self._answer(proto_api.multi_inference, request, context)
+        return await self._answer(
+            "MultiInference", proto_api.multi_inference, request, context
+        )
 
     async def GetModelMetadata(self, request: Any, context: Any) -> Any:
-        return await self._answer(proto_api.metadata, request, context)
+        return await self._answer(
+            "GetModelMetadata", proto_api.metadata, request, context
+        )
 
     async def _answer(
         self,
+        api: str,
         handle: Callable[[Any, Any], Any],
         request: Any,
         context: Any,
     ) -> Any:
         start = time.perf_counter()
-        api = handle.__name__.title().replace("_", "")
         model, status = "", "OK"
         loop = asyncio.get_running_loop()
         try:

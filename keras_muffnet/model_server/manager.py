@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import enum
+import gc
 import logging
 import threading
 import time
@@ -333,7 +334,10 @@ class ModelManager:
             version.status.state = State.UNLOADING
             # Elsewhere, since a request may take its time.
             threading.Thread(
-                target=self._drain, args=(name, version), daemon=True
+                target=self._drain,
+                args=(name, version),
+                name=f"unload {name} {version.status.version}",
+                daemon=True,
             ).start()
         elif version.status.state != State.UNLOADING:
             version.status.state = State.END
@@ -344,10 +348,15 @@ class ModelManager:
             self._lock.wait_for(lambda: not version.users)
             servable, version.servable = version.servable, None
         assert servable is not None
+        number = servable.version
         servable.close()
+        # TensorFlow's graph is a circle of references, which nobody else
+        # would come to collect for a long time.
+        del servable
+        gc.collect()
         with self._lock:
             version.status.state = State.END
-        logger.info("%s version %d unloaded", name, servable.version)
+        logger.info("%s version %d unloaded", name, number)
 
     def _check_loaded(self, config: ModelConfig) -> None:
         with self._lock:

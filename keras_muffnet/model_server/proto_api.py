@@ -23,6 +23,7 @@ from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
 from keras_muffnet.model_server.json_tensors import DEFAULT_SIGNATURE
+from keras_muffnet.model_server.limits import Limits
 from keras_muffnet.model_server.servable import Servable
 from keras_muffnet.model_server.servable import Signature
 
@@ -37,7 +38,9 @@ def _spec(servable: Servable, signature: str) -> Any:
 
 
 def predict(
-    servable: Servable, request: predict_pb2.PredictRequest
+    servable: Servable,
+    request: predict_pb2.PredictRequest,
+    max_tensor_bytes: int = Limits.tensor,
 ) -> predict_pb2.PredictResponse:
     """Answers a Predict request."""
     key = request.model_spec.signature_name or DEFAULT_SIGNATURE
@@ -49,7 +52,8 @@ def predict(
         )
     _check_names(signature, request.inputs)
     wanted = _wanted_outputs(signature, request.output_filter)
-    outputs = servable.run(signature, _read_inputs(signature, request.inputs))
+    inputs = _read_inputs(signature, request.inputs, max_tensor_bytes)
+    outputs = servable.run(signature, inputs)
     response = predict_pb2.PredictResponse(model_spec=_spec(servable, key))
     for name in wanted:
         response.outputs[name].CopyFrom(proto_tensors.to_proto(outputs[name]))
@@ -92,10 +96,12 @@ def _wanted_outputs(
     return output_filter or signature.outputs
 
 
-def _read_inputs(signature: Signature, inputs: Any) -> dict[str, np.ndarray]:
+def _read_inputs(
+    signature: Signature, inputs: Any, max_bytes: int
+) -> dict[str, np.ndarray]:
     arrays = {}
     for index, (name, dtype) in enumerate(signature.inputs.items()):
-        arrays[name] = proto_tensors.to_array(name, inputs[name])
+        arrays[name] = proto_tensors.to_array(name, inputs[name], max_bytes)
         received = as_dtype(inputs[name].dtype).name
         if received != dtype:
             raise invalid_argument(

@@ -10,12 +10,12 @@ from tensorflow.dtypes import as_dtype
 
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
+from keras_muffnet.model_server.limits import Limits
 
 _MAX_RANK = 254
 
 # A message of a few bytes may declare any shape, all of one value.
 _MAX_REPEATED = 64 * 2**20  # bytes of a tensor with values that repeat
-MAX_TENSOR = 2**30  # bytes of a tensor, by default
 
 # The field that holds a dtype's values.
 _FIELDS = {
@@ -40,7 +40,9 @@ _FIELDS = {
 _HALVES = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
 
 
-def to_array(name: str, proto: Any, max_bytes: int = MAX_TENSOR) -> np.ndarray:
+def to_array(
+    name: str, proto: Any, max_bytes: int = Limits.tensor
+) -> np.ndarray:
     """Reads a tensor.
 
     Args:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import threading
 import time
 import zlib
 from collections.abc import Awaitable
@@ -23,6 +24,7 @@ from keras_muffnet.model_server import page
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
+from keras_muffnet.model_server.limits import Limits
 from keras_muffnet.model_server.manager import ModelManager
 from keras_muffnet.model_server.metrics import Metrics
 
@@ -44,8 +46,12 @@ _STATUS = re.compile(_MODEL, re.IGNORECASE)
 _METADATA = re.compile(_MODEL + "/metadata", re.IGNORECASE)
 _RUN = re.compile(_MODEL + ":(?P<api>predict|classify|regress)", re.IGNORECASE)
 
-_MAX_UNPACKED = 100 * 2**20  # bytes of a gzip body
 _MAX_INT64 = 2**63 - 1
+
+# Large bodies are parsed one at a time: as Python's objects numbers take eight
+# times the memory of their text.
+_LARGE = 8 * 2**20
+_parsing = threading.Lock()
 
 _JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
 _CORS_HEADERS: Headers = (
@@ -87,6 +93,7 @@ class App:
         manager: What to serve.
         executor: Where inference runs, so that the event loop stays free.
         timeout: Seconds that an inference may take.
+        limits: How large a request may be.
         metrics: Counts requests, if given.
         metrics_path: The path that answers with the metrics, if given.
         cors: Whether pages of other origins may use the answers.
@@ -99,6 +106,7 @@ class App:
         executor: Executor,
         *,
         timeout: float,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
         metrics: Metrics | None = None,
         metrics_path: str | None = None,
         cors: bool = False,
@@ -107,6 +115,7 @@ class App:
         self._manager = manager
         self._executor = executor
         self._timeout = timeout
+        self._limits = limits
         self._metrics = metrics
         self._metrics_path = metrics_path
         self._cors = cors
@@ -117,15 +126,20 @@ class App:
     ) -> None:
         """Answers one HTTP request; ASGI's entry point."""
         start = time.perf_counter()
-        body = await _read_body(receive)
-        if body is None:
-            return
+        body: bytes | None = b""
         method, path = scope["method"], _raw_path(scope)
         try:
+            body = await _read_body(
+                receive, scope["headers"], self._limits.body
+            )
+            if body is None:
+                return
             answer = await self._answer(method, path, scope["headers"], body)
         except ServingError as error:
             status = _HTTP_STATUS.get(error.code, 500)
             answer = _Answer(_to_json({"error": str(error)}), status)
+        except _TooLargeError as error:
+            answer = _Answer(_to_json({"error": str(error)}), 413)
         except asyncio.CancelledError:
             # The server stops, and this request has had its time to finish.
             answer = _Answer(_to_json({"error": "The server is stopping"}), 503)
@@ -229,8 +243,9 @@ class App:
         }[api]
         spec = _read_spec(match)
         try:
+            unpack = self._limits.unpacked_body if _is_gzip(headers) else None
             answer = asyncio.get_running_loop().run_in_executor(
-                self._executor, handle, spec, body, _is_gzip(headers)
+                self._executor, handle, spec, body, unpack
             )
             return await asyncio.wait_for(answer, self._timeout)
         except TimeoutError:
@@ -250,8 +265,8 @@ class App:
                 seconds = time.perf_counter() - start
                 self._metrics.observe(spec.model, api, "REST", status, seconds)
 
-    def _predict(self, spec: "_Spec", body: bytes, packed: bool) -> bytes:
-        request = _read_json(body, packed)
+    def _predict(self, spec: "_Spec", body: bytes, unpack: int | None) -> bytes:
+        request = _read_json(body, unpack)
         key = json_tensors.signature_name(request)
         with self._manager.lease(*spec) as servable:
             signature = servable.signature(key)
@@ -261,14 +276,16 @@ class App:
             outputs, rows=json_tensors.is_row_form(request)
         )
 
-    def _classify(self, spec: "_Spec", body: bytes, packed: bool) -> bytes:
+    def _classify(
+        self, spec: "_Spec", body: bytes, unpack: int | None
+    ) -> bytes:
         return examples.write_classifications(
-            self._run_examples(examples.classify, spec, body, packed)
+            self._run_examples(examples.classify, spec, body, unpack)
         )
 
-    def _regress(self, spec: "_Spec", body: bytes, packed: bool) -> bytes:
+    def _regress(self, spec: "_Spec", body: bytes, unpack: int | None) -> bytes:
         return examples.write_regressions(
-            self._run_examples(examples.regress, spec, body, packed)
+            self._run_examples(examples.regress, spec, body, unpack)
         )
 
     def _run_examples(
@@ -276,9 +293,9 @@ class App:
         run: Callable[[Any, str, list[bytes]], Any],
         spec: "_Spec",
         body: bytes,
-        packed: bool,
+        unpack: int | None,
     ) -> Any:
-        request = _read_json(body, packed)
+        request = _read_json(body, unpack)
         key = json_tensors.signature_name(request)
         serialized = examples.parse_examples(request)
         with self._manager.lease(*spec) as servable:
@@ -316,15 +333,39 @@ def _raw_path(scope: Message) -> str:
     return path
 
 
-async def _read_body(receive: Receive) -> bytes | None:
+class _TooLargeError(Exception):
+    """A body is larger than is taken."""
+
+    def __init__(self, limit: int, received: int):
+        super().__init__(
+            f"Expected a body of at most {limit} bytes, the server's "
+            f"--rest_api_max_body_bytes. Received: {received} bytes"
+        )
+
+
+async def _read_body(
+    receive: Receive, headers: Headers, limit: int
+) -> bytes | None:
     """Returns the whole body, or None where the client has left."""
-    chunks = []
+    told = dict(headers)
+    size = int(told.get(b"content-length", b"0"))
+    if size > limit and b"expect" in told:
+        raise _TooLargeError(limit, size)  # before the client sends it
+    chunks: list[bytes] = []
+    size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
         chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit:
+            # The rest is read all the same: few clients listen before they
+            # have sent everything.
+            chunks.clear()
         if not message.get("more_body", False):
+            if size > limit:
+                raise _TooLargeError(limit, size)
             return b"".join(chunks)
 
 
@@ -342,15 +383,20 @@ def _has_web_origin(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     )
 
 
-def _read_json(body: bytes, packed: bool) -> Mapping[str, Any]:
-    return json_tensors.parse(_unpack(body) if packed else body)
+def _read_json(body: bytes, max_unpacked: int | None) -> Mapping[str, Any]:
+    if max_unpacked is not None:
+        body = _unpack(body, max_unpacked)
+    if len(body) < _LARGE:
+        return json_tensors.parse(body)
+    with _parsing:
+        return json_tensors.parse(body)
 
 
-def _unpack(body: bytes) -> bytes:
+def _unpack(body: bytes, limit: int) -> bytes:
     """Unpacks gzip. What is damaged or too big counts as empty."""
     unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     try:
-        unpacked = unpacker.decompress(body, _MAX_UNPACKED)
+        unpacked = unpacker.decompress(body, limit)
     except zlib.error:
         return b""
     return unpacked if unpacker.eof else b""

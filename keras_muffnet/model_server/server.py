@@ -19,6 +19,7 @@ from keras_muffnet.model_server.batching import Batcher
 from keras_muffnet.model_server.batching import BatchingParameters
 from keras_muffnet.model_server.configuration import ModelConfig
 from keras_muffnet.model_server.errors import ServingError
+from keras_muffnet.model_server.limits import Limits
 from keras_muffnet.model_server.loader import load
 from keras_muffnet.model_server.manager import ModelManager
 from keras_muffnet.model_server.metrics import Metrics
@@ -62,6 +63,7 @@ class ModelServer:
             `enable_batching`.
         monitoring_config_file: A text proto `MonitoringConfig`.
         timeout: Seconds that a REST request may take.
+        limits: How large a request may be.
         file_system_poll_seconds: How often folders are looked at for versions;
             0 or less for never again.
         config_poll_seconds: How often `model_config_file` is read again; 0 for
@@ -99,6 +101,7 @@ class ModelServer:
         batching_parameters_file: str | os.PathLike[str] | None = None,
         monitoring_config_file: str | os.PathLike[str] | None = None,
         timeout: float = 30.0,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
         file_system_poll_seconds: float = 1.0,
         config_poll_seconds: float = 0.0,
         allow_labels_for_unavailable: bool = False,
@@ -150,12 +153,14 @@ class ModelServer:
                 monitoring_config_file
             )
         self._address = (host, port)
+        self._limits = limits
         self.grpc_port = grpc_port
         self._runtime = runtime
         self._allow_labels = allow_labels_for_unavailable
         self._polls = (file_system_poll_seconds, config_poll_seconds)
         self._app_options: dict[str, Any] = {
             "timeout": timeout,
+            "limits": limits,
             "cors": cors,
             "show_page": show_page,
         }
@@ -199,7 +204,7 @@ class ModelServer:
 
                 address = (host, self.grpc_port)
                 grpc_server = GrpcServer(
-                    manager, executor, metrics, address, _GRACE
+                    manager, executor, metrics, address, self._limits, _GRACE
                 )
                 undo.callback(grpc_server.close)
                 self.grpc_port = grpc_server.port
