@@ -26,7 +26,7 @@ DATASETS = [
 ARRAYS = ["pillow>=11,<14"]
 # COCO's evaluation; images with boxes, which Pillow decodes.
 DETECTION = [*ARRAYS, "pycocotools>=2.0.11,<3"]
-# Videos for tools/detect.py.
+# Videos for `muffnet detect`.
 VIDEO = ["imageio[ffmpeg]>=2.34,<3"]
 QUANTIZATION = [
     *TENSORFLOW,
@@ -51,7 +51,18 @@ CLIENT = ["httpx>=0.28,<1", "orjson>=3.10,<4", "tenacity>=9,<10"]
 LOADTEST = [*SERVING, "locust>=2.40,<3", "matplotlib>=3.8,<4", "psutil>=6"]
 # Pictures, and the digits that the quickstart trains on.
 EXAMPLES = ["matplotlib>=3.8,<4", "scikit-learn>=1.5,<2"]
-ALL = sorted({*DATASETS, *DETECTION, *QUANTIZATION, *SERVING, *EXAMPLES})
+# Completion of `muffnet` in a shell.
+COMPLETION = ["shtab>=1.7,<2"]
+ALL = sorted(
+    {
+        *DATASETS,
+        *DETECTION,
+        *QUANTIZATION,
+        *SERVING,
+        *EXAMPLES,
+        *COMPLETION,
+    }
+)
 
 setup(
     name="keras-muffnet",
@@ -82,19 +93,22 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "muffnet-model-server=keras_muffnet.model_server.__main__:run"
+            "muffnet=keras_muffnet.cli.main:main",
+            "muffnet-model-server=keras_muffnet.cli.serve:alias",
         ]
     },
     python_requires=">=3.11,<3.14",
     # keras_muffnet/graph.py walks Keras's graph of nodes, which is not a public
     # interface: hence the upper limit. Keras 3.8 lacks CutMix.
-    install_requires=["keras>=3.10,<3.16", "numpy>=2,<3"],
+    install_requires=["keras>=3.10,<3.16", "numpy>=2,<3", "packaging>=23"],
     extras_require={
         "tensorflow": TENSORFLOW,
         "datasets": DATASETS,
         "arrays": ARRAYS,
         "detection": DETECTION,
         "video": VIDEO,
+        "examples": EXAMPLES,
+        "completion": COMPLETION,
         "quantization": QUANTIZATION,
         "serving": SERVING,
         "litert-serving": LITERT_SERVING,

@@ -166,8 +166,8 @@ def plot_boxes(
         path: picture to write; its suffix gives the format.
         columns: images in a row.
     """
-    lines = load_optional("matplotlib.lines", "all")
-    colormaps = load_optional("matplotlib", "all").colormaps
+    lines = load_optional("matplotlib.lines", "examples")
+    colormaps = load_optional("matplotlib", "examples").colormaps
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     # Wide images leave no room between rows; high ones are drawn smaller.
@@ -320,7 +320,7 @@ def new_figure(
         rows: rows of axes.
     """
     # Without pyplot, whose global state would reach the caller's own figures.
-    matplotlib = load_optional("matplotlib.figure", "all")
+    matplotlib = load_optional("matplotlib.figure", "examples")
     figure = matplotlib.Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns)
 
@@ -330,7 +330,7 @@ def _outline(
     sides: tuple[float, float],
     edgecolor: Any = "black",
 ) -> Any:
-    patches = load_optional("matplotlib.patches", "all")
+    patches = load_optional("matplotlib.patches", "examples")
     return patches.Rectangle(
         corner, *sides, fill=False, linewidth=1.2, edgecolor=edgecolor
     )
@@ -343,7 +343,7 @@ def save_figure(figure: Any, path: Path) -> None:
         figure: of matplotlib.
         path: picture to write; its suffix gives the format.
     """
-    matplotlib = load_optional("matplotlib", "all")
+    matplotlib = load_optional("matplotlib", "examples")
     suffix = os.path.splitext(path)[1].lower()
     unwanted = {".png": "Software", ".svg": "Date"}.get(suffix)
     with (

@@ -1,12 +1,16 @@
-"""How pixels are scaled for a network."""
+"""How pixels are scaled for a network.
 
+Keras is imported by what needs it, on use, so that the constants are there
+for all parts of the package.
+"""
+
+from typing import TYPE_CHECKING
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_muffnet.graph import trace
-from keras_muffnet.layers import standardize_data_format
+if TYPE_CHECKING:
+    import keras
 
 # `preprocess_input` subtracts the mean and divides by the standard deviation.
 MEAN = STD = 128.0
@@ -30,13 +34,17 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     Raises:
         ValueError: if `data_format` is none of the above.
     """
+    import keras
+
+    from keras_muffnet.layers import standardize_data_format
+
     standardize_data_format(data_format)
     if isinstance(x, (np.ndarray, np.generic, list, tuple)):
         return (np.asarray(x, dtype=keras.config.floatx()) - MEAN) / STD
     return (keras.ops.cast(x, keras.config.floatx()) - MEAN) / STD
 
 
-def scales_pixels(model: keras.Model) -> bool:
+def scales_pixels(model: "keras.Model") -> bool:
     """Tells whether a model takes pixels as they are, in [0, 255].
 
     So it is taken to be if the first thing that it does is a
@@ -46,6 +54,22 @@ def scales_pixels(model: keras.Model) -> bool:
     Args:
         model: a functional or sequential model.
     """
+    import keras
+
+    from keras_muffnet.graph import trace
+
     first = trace(model).calls[0].operation
     scaling = (keras.layers.Normalization, keras.layers.Rescaling)
     return isinstance(first, scaling)
+
+
+def normalization_of(model: "keras.Model") -> tuple[float, float]:
+    """Returns the mean and the standard deviation that a model's pixels need.
+
+    (0, 1) for a model that scales pixels itself, and else those of
+    `preprocess_input`.
+
+    Args:
+        model: a functional or sequential model.
+    """
+    return (0.0, 1.0) if scales_pixels(model) else (MEAN, STD)

@@ -4,8 +4,13 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from keras_muffnet.cli.main import main
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -29,3 +34,40 @@ def run_python():
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def muffnet(capfd):
+    """Runs the command `muffnet` in this process.
+
+    Returns what it printed; of one that fails, its one line of error.
+    """
+
+    def run(*args, status=0):
+        capfd.readouterr()
+        with mock.patch.dict(os.environ):
+            got = main(list(map(str, args)))
+        out, err = capfd.readouterr()
+        assert got == status, err
+        if not status:
+            return out
+        assert "Traceback" not in err
+        [line] = [k for k in err.splitlines() if k.startswith("muffnet")]
+        assert line.startswith(f"muffnet {args[0]}: ")
+        return line
+
+    return run
+
+
+def write_photos(folder, names, train, test):
+    """Writes a folder of classes told apart by their color, of two sizes."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", test)):
+        for channel, name in enumerate(names):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                size = 32 + 8 * (i % 2)
+                pixels = rng.integers(0, 200, (size, size, 3), "uint8")
+                pixels[..., channel] += 55
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    return folder

@@ -1,9 +1,6 @@
-"""Evaluation of a model in all its formats, and the programs on a folder."""
+"""Evaluation of a classifier in all its formats."""
 
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -17,7 +14,6 @@ from keras_muffnet.evaluation import load_predictor
 from keras_muffnet.evaluation.classifiers import probabilities
 from keras_muffnet.export import export_litert
 from keras_muffnet.export import export_saved_model
-from tests.conftest import ROOT
 
 NETWORK = {
     "input_shape": (32, 32, 3),
@@ -115,12 +111,12 @@ def test_a_model_of_other_classes_or_of_nothing_is_refused(formats, tmp_path):
         evaluate(predictor.predict, [], NAMES)
     with pytest.raises(ValueError, match="`network` must be given for weights"):
         load_predictor(folder / "m.weights.h5")
-    with pytest.raises(ValueError, match="`path` must be an existing"):
+    with pytest.raises(ValueError, match="`model` must be an existing"):
         load_predictor(folder / "none.keras")
-    with pytest.raises(ValueError, match="`path` must hold saved_model"):
+    with pytest.raises(ValueError, match="`model` must hold saved_model"):
         load_predictor(tmp_path)
     (tmp_path / "m.onnx").write_bytes(b"")
-    with pytest.raises(ValueError, match="`path` must end in"):
+    with pytest.raises(ValueError, match="`model` must end in"):
         load_predictor(tmp_path / "m.onnx")
 
 
@@ -156,70 +152,3 @@ def test_logits_become_probabilities():
     )
     scores = np.array([[0.25, 0.5], [0.0, 1.0]])
     np.testing.assert_array_equal(probabilities(scores), scores)
-
-
-@pytest.fixture(scope="module")
-def folder_of_images(tmp_path_factory):
-    """Two colours of images, of which a network is soon sure."""
-    folder = tmp_path_factory.mktemp("colours")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 4)):
-        for name, colour in (("blue", (40, 40, 220)), ("red", (220, 40, 40))):
-            (folder / split / name).mkdir(parents=True)
-            for k in range(count):
-                noise = rng.integers(-30, 30, (32, 32, 3))
-                image = tf.constant(np.array(colour) + noise, tf.uint8)
-                path = folder / split / name / f"{k}.png"
-                path.write_bytes(tf.io.encode_png(image).numpy())
-    return folder
-
-
-def command(program, *arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / "tools" / program, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        # Tracing three networks in TensorFlow would take a minute.
-        env={**os.environ, "KERAS_BACKEND": "torch"},
-    )
-
-
-def test_a_folder_is_fine_tuned_and_evaluated(folder_of_images, tmp_path):
-    output = tmp_path / "run"
-    weights = tmp_path / "trained.keras"
-    MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=7).save(weights)
-    settings = [
-        "transfer",
-        f"--data={folder_of_images}",
-        f"--weights={weights}",
-        f"--output={output}",
-        *("--alpha=0.1", "--size=32", "--stem=auto", "--batch-size=8"),
-        *("--epochs=2", "--freeze-epochs=1", "--no-jit-compile"),
-        *("--augmentation=cifar", "--warm-up-epochs=0"),
-    ]
-    trained = command("train.py", *settings)
-    assert trained.returncode == 0, trained.stderr
-    assert "16 training and 8 test images" in trained.stdout
-    result = json.loads((output / "result.json").read_text())
-    assert set(result) == {"best", "last"}
-    asked = command(
-        "evaluate.py",
-        f"--model={output / 'best.keras'}",
-        f"--data={folder_of_images}",
-    )
-    assert asked.returncode == 0, asked.stderr
-    figures = json.loads(
-        (output / "evaluation" / "evaluation.json").read_text()
-    )
-    # What the run says of its best weights is measured again.
-    assert figures["images"] == 8
-    assert figures["top_1"] == result["best"]["accuracy"]
-    assert f"top 1 {figures['top_1']:.2%}" in asked.stdout
-    # With another setting the folder is refused, in a line.
-    refused = command("train.py", *settings, "--seed=1")
-    assert refused.returncode == 1
-    [line] = [k for k in refused.stderr.splitlines() if "error:" in k]
-    assert line.startswith("train: error: `output` must be a new folder")
-    assert line.endswith("seed was 0 and is 1")
-    assert "Traceback" not in refused.stderr

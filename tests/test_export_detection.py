@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import runpy
 import sys
 import urllib.request
 
@@ -16,17 +15,19 @@ from PIL import ImageDraw
 
 from keras_muffnet import export
 from keras_muffnet import quantization
+from keras_muffnet.cli import quantize_detector
 from keras_muffnet.detection import detector
 from keras_muffnet.detection import two_outputs
 from keras_muffnet.detection.metrics import Found
 from keras_muffnet.evaluation import load_detector
+from keras_muffnet.evaluation import load_model
+from keras_muffnet.evaluation import load_predictor
 from keras_muffnet.litert import read_operations
 from keras_muffnet.model_server import ModelServer
 from tests.conftest import ROOT
 from tests.test_data_detection import write_voc
 from tests.test_detection import small_backbone
 from tests.test_detection import small_ssd
-from tools import quantize_detector
 
 LABELS = ["round", "square"]
 
@@ -178,29 +179,38 @@ def test_wrong_arguments_are_named(files, tmp_path):
     (tmp_path / "bad.tflite").write_bytes(b"no model")
     with pytest.raises(OSError, match="damaged"):
         load_detector(tmp_path / "bad.tflite")
-    with pytest.raises(ValueError, match="`path` must end in"):
+    with pytest.raises(ValueError, match="`model` must end in"):
         load_detector(folder / "served" / "1" / "README.md")
+    with pytest.raises(ValueError, match="`model` must be a detector"):
+        load_detector("cifar10")
+    with pytest.raises(ValueError, match="`model` must be a classifier"):
+        load_predictor(folder / "float.tflite")
+    with pytest.raises(ValueError, match="`normalization` must be left out"):
+        load_model(folder / "model.keras", normalization=(0, 1))
+    with pytest.raises(ValueError, match="`alpha` must be left out"):
+        load_model(folder / "served", network={"alpha": 1})
 
 
-def test_an_int8_detector_from_one_command(files, tmp_path, monkeypatch):
-    folder, *_ = files
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory):
+    """Images with boxes, of the classes "cat" and "dog"."""
+    folder = tmp_path_factory.mktemp("boxes") / "voc"
     names = ["0", "1", "2", "3"]
     write_voc(
-        tmp_path / "voc",
+        folder,
         {"trainval": names, "test": names[:2]},
         {n: [("cat", (3, 3, 20, 20)), ("dog", (9, 9, 30, 28))] for n in names},
     )
+    return folder
+
+
+def test_an_int8_detector_from_one_command(files, boxes, tmp_path, muffnet):
+    folder, *_ = files
     output = tmp_path / "int8"
-    flags = {
-        "--model": folder / "model.keras",
-        "--data": tmp_path / "voc",
-        "--output": output,
-        "--epochs": 1,
-        "--batch-size": 2,
-    }
-    given = [str(part) for pair in flags.items() for part in pair]
-    monkeypatch.setattr(sys, "argv", ["quantize_detector.py", *given])
-    quantize_detector.main()
+    muffnet(
+        *("quantize", "--model", folder / "model.keras", "--data", boxes),
+        *("--output", output, "--epochs", 1, "--batch-size", 2),
+    )
     metrics = json.loads((output / "metrics.json").read_text())
     assert set(metrics) == {"float32", "int8_post_training", "int8"}
     for name, row in metrics.items():
@@ -226,14 +236,28 @@ def test_agreement_of_boxes_is_that_of_the_same_class():
     assert np.isnan(quantize_detector.agreement(none, mine))
 
 
-def run_detect(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["detect.py", *map(str, arguments)])
-    runpy.run_path(str(ROOT / "tools" / "detect.py"), run_name="__main__")
-
-
-def test_detect_draws_an_image_and_a_folder(
-    files, tmp_path, monkeypatch, capsys
+def test_a_detector_is_evaluated_by_the_same_command(
+    files, boxes, tmp_path, muffnet
 ):
+    folder, *_ = files
+    command = ("evaluate", "--data", boxes, "--output", tmp_path, "--model")
+    printed = muffnet(*command, folder / "float.tflite")
+    assert "2 images, 4 objects" in printed
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert figures["split"] == "test"
+    assert set(figures["voc"]) == {"mean", "cat", "dog"}
+    assert (tmp_path / "boxes.png").stat().st_size > 0
+    assert f"{figures['voc']['mean']:>8.4f}" in printed
+    # Of other classes: by name, and by number.
+    error = muffnet(*command, folder / "served", status=1)
+    assert "classes of the model, round, square, in that order" in error
+    error = muffnet(*command, "bccd", status=1)
+    assert "Platelets, RBC, WBC" in error
+    error = muffnet(*command, folder / "model.keras", "--mistakes=1", status=1)
+    assert "--mistakes must be left out for a detector" in error
+
+
+def test_detect_draws_an_image_and_a_folder(files, tmp_path, muffnet):
     folder, *_ = files
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(LABELS))
@@ -242,45 +266,47 @@ def test_detect_draws_an_image_and_a_folder(
     for k in range(2):
         picture(k, (90, 120)).save(images / f"{k}.png")
     settings = ("--labels", labels, "--threshold", "0.2")
-    run_detect(
-        *(monkeypatch, "--model", folder / "model.keras", *settings),
+    printed = muffnet(
+        *("detect", "--model", folder / "model.keras", *settings),
         *(images / "0.png", "--output", tmp_path / "one.png"),
     )
-    printed = capsys.readouterr().out
     assert "square 0." in printed or "round 0." in printed
     drawn = np.asarray(Image.open(tmp_path / "one.png"))
     before = np.asarray(picture(0, (90, 120)))
     assert drawn.shape == before.shape
     assert (drawn != before).any()
-    run_detect(
-        *(monkeypatch, "--model", folder / "float.tflite", *settings),
+    printed = muffnet(
+        *("detect", "--model", folder / "float.tflite", *settings),
         *(images, "--output", tmp_path / "many"),
     )
-    assert (
-        capsys.readouterr().out.replace("1.png", "0.png").count("0.png.png")
-        == 2
-    )
+    assert printed.replace("1.png", "0.png").count("0.png.png") == 2
     assert sorted(p.name for p in (tmp_path / "many").iterdir()) == [
         "0.png.png",
         "1.png.png",
     ]
 
 
-@pytest.mark.parametrize("missing", ["input", "imageio"])
-def test_detect_tells_what_is_missing(files, tmp_path, monkeypatch, missing):
+@pytest.mark.parametrize("missing", ["input", "imageio", "pixels"])
+def test_detect_reports_what_is_missing(
+    files, tmp_path, monkeypatch, muffnet, missing
+):
     folder, *_ = files
-    source = tmp_path / "film.mp4"
+    source = tmp_path / ("a.png" if missing == "pixels" else "film.mp4")
     if missing == "imageio":
         source.write_bytes(b"")
         monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(SystemExit) as stopped:
-        run_detect(
-            *(monkeypatch, "--model", folder / "model.keras", source),
-            *("--output", tmp_path / "out.mp4"),
-        )
+    if missing == "pixels":
+        picture(0).save(source)
+        source.write_bytes(source.read_bytes()[:900])
+    line = muffnet(
+        *("detect", "--model", folder / "model.keras", source),
+        *("--output", tmp_path / "out.mp4"),
+        status=1,
+    )
     wanted = {
-        "input": f"detect: error: input must exist. Received: {source}",
-        "imageio": "detect: error: This needs imageio_ffmpeg: pip install "
-        '"keras-muffnet[video]"',
+        "input": f"input must exist. Received: {source}",
+        "imageio": f'This needs imageio_ffmpeg: pip install -e "{ROOT}[video]"',
+        "pixels": f"input must hold whole images. Received: {source} ",
     }
-    assert str(stopped.value) == wanted[missing]
+    assert line.startswith(f"muffnet detect: error: {wanted[missing]}")
+    assert not (tmp_path / "out.mp4").exists()

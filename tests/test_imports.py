@@ -1,7 +1,6 @@
 """The import rules: which part may know which, and what starts TensorFlow."""
 
 import ast
-import pathlib
 import sys
 from graphlib import TopologicalSorter
 
@@ -17,7 +16,6 @@ CORE = [
     "_files",
     "_lazy",
     "_optional",
-    "litert",
     "federation",
     "presets",
     "budget",
@@ -26,6 +24,7 @@ CORE = [
     "graph",
     "folding",
     "preprocessing",
+    "litert",
     "blocks",
     "complexity",
     "assembly",
@@ -42,14 +41,26 @@ ABOVE_CORE = [
     "evaluation",
     "training",
     "reproduction",
+    "cli",
+    "__main__",
 ]
-CORE_REQUIRES = {"keras", "numpy"}
+CORE_REQUIRES = {"keras", "numpy", "packaging"}
 # What a part above the core may import of its row.
 BESIDE = {
     "evaluation": ["data"],
     "export": ["quantization"],
     "training": ["baselines", "data", "evaluation"],
     "reproduction": ["baselines", "training"],
+    "cli": [
+        "",  # the package itself
+        "data",
+        "evaluation",
+        "export",
+        "model_server",
+        "quantization",
+        "training",
+    ],
+    "__main__": ["cli"],
 }
 ABOVE_CORE_REQUIRES = {
     # PIL and jax: the feed that needs no TensorFlow
@@ -62,6 +73,7 @@ ABOVE_CORE_REQUIRES = {
     },
     "evaluation": {"tensorflow"},
     "training": {"jax", "tensorflow", "torch"},
+    "cli": {"PIL", "tf_keras"},
     # google: protocol buffers; tensorflow_serving and grpc: the gRPC service
     "model_server": {
         "PIL",
@@ -155,18 +167,9 @@ def test_import_is_silent_and_loads_no_backend(run_python, tmp_path):
     assert run_python("-c", code) == "[]\n"
 
 
-@pytest.mark.parametrize(
-    "program",
-    [*sorted((ROOT / "tools").glob("*.py")), "keras_muffnet.model_server"],
-    ids=lambda program: getattr(program, "name", program),
-)
-def test_help_loads_no_backend(run_python, program):
-    start = (
-        f"runpy.run_path({str(program)!r}, run_name='__main__')"
-        if isinstance(program, pathlib.Path)
-        else f"runpy.run_module({program!r}, run_name='__main__')"
-    )
-    code = f"""
+def help_of(start):
+    """A program's help, and then which of the heavy packages are loaded."""
+    return f"""
 import runpy, sys
 sys.argv = ["program", "--help"]
 try:
@@ -175,9 +178,43 @@ except SystemExit as stop:
     assert not stop.code
 print([m for m in {HEAVY} if m in sys.modules])
 """
+
+
+PROGRAMS = sorted((ROOT / "tools").rglob("*.py"))
+
+
+def test_help_of_tools_loads_no_backend(run_python):
+    code = "".join(
+        help_of(f"runpy.run_path({str(program)!r}, run_name='__main__')")
+        for program in PROGRAMS
+        if program.name != "common.py"
+    )
+    printed = run_python("-c", code).splitlines()
+    assert printed.count("[]") == sum("usage:" in line for line in printed) > 5
+
+
+def test_help_of_commands_loads_no_backend(run_python):
+    code = "from keras_muffnet.cli.main import COMMANDS, main\n" + help_of(
+        "runpy.run_module('keras_muffnet.model_server', run_name='__main__')"
+    )
+    code += """
+for command in COMMANDS:
+    assert f"keras_muffnet.cli.{command}" not in sys.modules
+main([])
+for command in COMMANDS:
+    assert f"keras_muffnet.cli.{command}" not in sys.modules
+    try:
+        main([command, "--help"])
+    except SystemExit as stop:
+        assert not stop.code
+    assert f"keras_muffnet.cli.{command}" in sys.modules
+print([m for m in HEAVY if m in sys.modules])
+""".replace("HEAVY", str(HEAVY))
     printed = run_python("-c", code)
-    assert "usage:" in printed
-    assert printed.splitlines()[-1] == "[]"
+    assert printed.splitlines().count("[]") == 2
+    for name in ("train", "evaluate", "quantize", "export", "detect", "count"):
+        assert f"usage: muffnet {name} " in printed
+    assert "usage: muffnet COMMAND ..." in printed
 
 
 def test_saved_models_load_once_the_package_is_imported(run_python, tmp_path):
@@ -224,7 +261,7 @@ def test_saved_models_load_once_the_package_is_imported(run_python, tmp_path):
         (
             "matplotlib",
             "from keras_muffnet import plots; plots.plot_curves({}, '')",
-            "all",
+            "examples",
         ),
         (
             "pycocotools",
@@ -235,7 +272,7 @@ def test_saved_models_load_once_the_package_is_imported(run_python, tmp_path):
         (
             "sklearn",
             "from keras_muffnet.data import load_digits; load_digits()",
-            "all",
+            "examples",
         ),
         (
             "tensorflow_datasets",
@@ -258,5 +295,5 @@ except ImportError as error:
 """
     printed = run_python("-c", code, KERAS_BACKEND="torch")
     assert printed == (
-        f'This needs {missing}: pip install "keras-muffnet[{extra}]"\n'
+        f'This needs {missing}: pip install -e "{ROOT}[{extra}]"\n'
     )

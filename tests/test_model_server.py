@@ -778,7 +778,7 @@ def test_ports_out_of_range(base_path):
 def test_missing_requirement_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvloop", None)
     with pytest.raises(
-        ImportError, match=r'uvloop.*pip install "keras-muffnet\[serving\]"'
+        ImportError, match=r"This needs uvloop: pip install .*\[serving\]"
     ):
         keras_muffnet.model_server.ModelServer  # noqa: B018
 

@@ -1,9 +1,9 @@
 """Recipes, and the schedules, optimizer and losses that they ask for."""
 
+import argparse
 import dataclasses
 import json
 import math
-import runpy
 
 import keras
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from keras_muffnet import MuffNet
+from keras_muffnet.cli import train
 from keras_muffnet.training import Recipe
 from keras_muffnet.training import build_network
 from keras_muffnet.training import load_recipe
@@ -21,9 +22,6 @@ from keras_muffnet.training.objectives import cross_entropy
 from keras_muffnet.training.optimizer import SGD
 from keras_muffnet.training.recipe import describe_recipe
 from keras_muffnet.training.schedules import make_schedule
-from tests.conftest import ROOT
-
-TRAIN = str(ROOT / "tools" / "train.py")
 
 
 def small(**settings):
@@ -35,7 +33,7 @@ def small(**settings):
 def test_a_recipe_tells_its_command_cost_and_result(name):
     recipe = load_recipe(name)
     told = describe_recipe(name)
-    assert f"python tools/train.py {name} " in told
+    assert f"muffnet train {name} " in told
     assert "Cost: " in told
     assert "Result: " in told
     # As it is saved with a run.
@@ -94,15 +92,14 @@ def test_an_unknown_recipe_lists_those_there_are():
         load_recipe("mnist")
 
 
-def overridden(monkeypatch, *arguments):
-    module = runpy.run_path(TRAIN)
-    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
-    return module["overridden"](module["parse_args"](), Recipe)
+def overridden(*arguments):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return train.overridden(parser.parse_args(arguments), Recipe)
 
 
-def test_the_command_line_overrides_the_recipe(monkeypatch):
+def test_the_command_line_overrides_the_recipe():
     recipe = overridden(
-        monkeypatch,
         *(
             "cifar",
             "--alpha=0.5",
@@ -123,8 +120,8 @@ def test_the_command_line_overrides_the_recipe(monkeypatch):
         ema=0.9,
         precision="mixed_bfloat16",
     )
-    assert overridden(monkeypatch, "imagenet") == load_recipe("imagenet")
-    fast = overridden(monkeypatch, "cifar_fast", "--ema=none")
+    assert overridden("imagenet") == load_recipe("imagenet")
+    fast = overridden("cifar_fast", "--ema=none")
     assert fast == dataclasses.replace(load_recipe("cifar_fast"), ema=None)
 
 
@@ -137,9 +134,9 @@ def test_the_command_line_overrides_the_recipe(monkeypatch):
         (["cifar", "--depth=3"], "unrecognized arguments: --depth=3"),
     ],
 )
-def test_a_bad_command_line_is_refused(monkeypatch, capsys, arguments, error):
+def test_a_bad_command_line_is_refused(capsys, arguments, error):
     with pytest.raises(SystemExit):
-        overridden(monkeypatch, *arguments)
+        overridden(*arguments)
     assert error in capsys.readouterr().err
 
 

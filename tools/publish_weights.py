@@ -2,7 +2,7 @@ r"""Makes weights that ship with the package of runs of this folder's trainers.
 
     python tools/publish_weights.py --run runs/cifar_cpu --name cifar10 \
         --data cifar10/ --card about.md \
-        --command "python tools/train.py cifar_cpu --data cifar10/"
+        --command "muffnet train cifar_cpu --data cifar10/"
 
 Takes a classifier's best weights, or a detector's last, halves them to float16,
 and evaluates both on the test images: top-1 accuracy or AP50 may not fall by
@@ -19,12 +19,14 @@ import csv
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from typing import Any
 
 from keras_muffnet._files import write_csv
 from keras_muffnet._files import written_aside
+from keras_muffnet.cli.common import run as report_failures
 from keras_muffnet.published import CATALOGUE
 from keras_muffnet.published import DETECTORS
 from keras_muffnet.published import FOLDER
@@ -36,13 +38,10 @@ if TYPE_CHECKING:
 ALLOWED_LOSS = 0.001
 
 
-def main() -> None:
-    """Runs the command."""
+def main() -> int:
+    """Runs the command; returns its exit status."""
     args = parse_args()
-    try:
-        publish(args)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f"publish_weights: error: {error}") from error
+    return report_failures(lambda: publish(args), "publish_weights")
 
 
 def parse_args() -> argparse.Namespace:
@@ -195,7 +194,7 @@ def average_precision(
         batch_size=recipe.batch_size,
         train_split=recipe.test_split,  # the other one is not opened
         test_split=recipe.test_split,
-        on_bad_annotation=recipe.on_bad_annotation,
+        on_bad_annotation=recipe.on_bad,
     )
     model.compile(jit_compile=False)
     return Detection(recipe, feed).evaluate(model)["ap50"]
@@ -221,8 +220,8 @@ def model_card(
         figures = {"AP50": f"{score:.2%} {tested}"}
         choice = "The weights are those of the last epoch."
         again = (
-            f"tools/evaluate_detector.py --model {stem} --data {args.data} "
-            f"--on-bad-annotation {settings['on_bad_annotation']}"
+            f"muffnet evaluate --model {stem} --data {args.data} "
+            f"--on-bad {settings['on_bad']}"
         )
     else:
         about_network = (
@@ -240,9 +239,8 @@ def model_card(
             "themselves, as\nthe paper's figures are."
         )
         again = (
-            "tools/evaluate.py --model "
-            f"keras_muffnet/weights/{stem}.weights.h5 --data {args.data} "
-            f"--alpha {settings['alpha']} --size {settings['size']}"
+            f"muffnet evaluate --model {args.name} --data {args.data} "
+            f"--alpha {settings['alpha']}"
         )
     epochs = len(log) - settings["epochs"] + int(result["epoch"])
     facts = {
@@ -281,7 +279,7 @@ Settings of the last command:
 
 Measure again:
 
-    python {again}
+    {again}
 
 {about}"""
 
@@ -324,4 +322,4 @@ def enter(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

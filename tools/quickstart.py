@@ -217,7 +217,7 @@ def export(model: Any, output: pathlib.Path) -> None:
 
 
 def quantize(train: Any, test: Any, output: pathlib.Path) -> dict[str, Any]:
-    """Runs tools/quantize.py, in a process of its own as tfmot wants."""
+    """Runs `muffnet quantize`, in a process of its own as tfmot wants."""
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:
@@ -233,7 +233,7 @@ def quantize(train: Any, test: Any, output: pathlib.Path) -> dict[str, Any]:
         subprocess.run(
             [
                 sys.executable,
-                ROOT / "tools" / "quantize.py",
+                *("-m", "keras_muffnet", "quantize"),
                 f"--model={output / 'muffnet.keras'}",
                 f"--data={data}",
                 f"--output={quantized}",

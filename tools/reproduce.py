@@ -26,6 +26,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from typing import Any
 
+from keras_muffnet.cli.common import run as report_failures
+
 if TYPE_CHECKING:
     from keras_muffnet.reproduction.report import Line
     from keras_muffnet.reproduction.tables import Row
@@ -68,14 +70,8 @@ def main() -> int:
     """Runs the command; returns its exit status."""
     args = parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        return reproduce(args)
-    except KeyboardInterrupt:
-        raise SystemExit(
-            "\nInterrupted. The same command goes on with what is missing."
-        ) from None
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f"reproduce: error: {error}") from error
+    resumes = "with what is missing"
+    return report_failures(lambda: reproduce(args), "reproduce", resumes)
 
 
 def parse_args() -> argparse.Namespace:

@@ -26,8 +26,8 @@ def load_digits(size: int = 32) -> tuple[Split, Split]:
     Raises:
         ImportError: if scikit-learn is not installed.
     """
-    datasets = load_optional("sklearn.datasets", "all")
-    model_selection = load_optional("sklearn.model_selection", "all")
+    datasets = load_optional("sklearn.datasets", "examples")
+    model_selection = load_optional("sklearn.model_selection", "examples")
     scans, labels = datasets.load_digits(return_X_y=True)
     pixels = scans.reshape(-1, 8, 8, 1) * (255 / 16)
     images = np.rint(_resized(pixels, size)).astype(np.uint8)

@@ -76,17 +76,43 @@ class MeanAveragePrecision(keras.callbacks.Callback):
         """Evaluates and writes to the logs."""
         if logs is None or (epoch + 1) % self.every:
             return
-        truths = self.feed.ground_truth()
-        found = find_objects(
+        logs["val_ap50"] = measure_ap50(
             lambda batch: predict(self.model, batch[0]),
-            self.feed.evaluation(),
-            truths,
+            self.feed,
             predictions_layer(self.model).image_size,
         )
-        precisions = voc_average_precision(
-            truths, found, len(self.feed.class_names)
-        )
-        logs["val_ap50"] = mean_precision(precisions)
+
+
+def measure_ap50(
+    detect: Callable[[Any], Detections], feed: Any, size: tuple[int, int]
+) -> float:
+    """Returns a detector's AP50 on the test images of a feed; see `ap50`.
+
+    Args:
+        detect: from a batch of the feed to `Detections`, in pixels of the
+            network's input.
+        feed: `keras_muffnet.data.DetectionFeed`, or what has its
+            `class_names`, `evaluation` and `ground_truth`.
+        size: height and width of the network's input.
+    """
+    truths = feed.ground_truth()
+    found = find_objects(detect, feed.evaluation(), truths, size)
+    return ap50(truths, found, len(feed.class_names))
+
+
+def ap50(
+    truths: Sequence[Truth], found: Sequence[Found], classes: int
+) -> float:
+    """Returns Pascal VOC's average precision, of the whole area, at IoU 0.5.
+
+    The mean of the classes that have objects; 0 if none has.
+
+    Args:
+        truths: what is in each image.
+        found: what was found in it.
+        classes: number of classes.
+    """
+    return mean_precision(voc_average_precision(truths, found, classes))
 
 
 def mean_precision(precisions: np.ndarray) -> float:

@@ -11,18 +11,30 @@ from keras_muffnet._lazy import lazy_names
 if TYPE_CHECKING:
     from keras_muffnet.evaluation.classification import Evaluation as Evaluation
     from keras_muffnet.evaluation.classification import evaluate as evaluate
-    from keras_muffnet.evaluation.classifiers import (
-        load_predictor as load_predictor,
+    from keras_muffnet.evaluation.detection import (
+        DetectionEvaluation as DetectionEvaluation,
     )
-    from keras_muffnet.evaluation.detectors import (
-        load_detector as load_detector,
+    from keras_muffnet.evaluation.detection import (
+        evaluate_detector as evaluate_detector,
     )
+    from keras_muffnet.evaluation.models import check_classes as check_classes
+    from keras_muffnet.evaluation.models import load_detector as load_detector
+    from keras_muffnet.evaluation.models import (
+        load_keras_model as load_keras_model,
+    )
+    from keras_muffnet.evaluation.models import load_model as load_model
+    from keras_muffnet.evaluation.models import load_predictor as load_predictor
 
 _HOMES = {
+    "DetectionEvaluation": "detection",
     "Evaluation": "classification",
+    "check_classes": "models",
     "evaluate": "classification",
-    "load_detector": "detectors",
-    "load_predictor": "classifiers",
+    "evaluate_detector": "detection",
+    "load_detector": "models",
+    "load_keras_model": "models",
+    "load_model": "models",
+    "load_predictor": "models",
 }
 
 __all__ = list(_HOMES)

@@ -1,9 +1,10 @@
-"""One way to ask a detector, whatever it was saved as."""
+"""Format-independent inference of detectors."""
 
 import os
 import pathlib
 from collections.abc import Callable
 from collections.abc import Iterable
+from typing import Any
 from typing import NamedTuple
 
 import keras
@@ -14,11 +15,9 @@ from keras_muffnet._optional import load_optional
 from keras_muffnet.detection.evaluation import predict
 from keras_muffnet.detection.postprocess import Detections
 from keras_muffnet.detection.ssd import predictions_layer
-from keras_muffnet.detection.ssd import pretrained_ssd
-from keras_muffnet.evaluation.classifiers import latest_version
+from keras_muffnet.evaluation.classifiers import saved_labels
 from keras_muffnet.litert.model import EXTRA
 from keras_muffnet.preprocessing import preprocess_input
-from keras_muffnet.published import published_detectors
 
 # Names of what the exported detectors give, in the order of `Detections`.
 _NAMES = ("boxes", "scores", "classes", "num_detections")
@@ -33,54 +32,17 @@ class Detector(NamedTuple):
             `Detections` of NumPy, in pixels of these images.
         class_names: of a detector that ships, or of a SavedModel with labels;
             else empty.
+        classes: how many; None where the file does not tell.
     """
 
     size: tuple[int, int]
     detect: Callable[[np.ndarray], Detections]
     class_names: tuple[str, ...] = ()
+    classes: int | None = None
 
 
-def load_detector(path: str | os.PathLike[str]) -> Detector:
-    """Loads a detector that ships, or was saved in any of three ways.
-
-    Pixels are scaled by `keras_muffnet.preprocess_input`.
-
-    Args:
-        path: the name of a detector that ships, a key of
-            `keras_muffnet.published_detectors()`; a `.keras` file of what
-            `SSD` built; a SavedModel that `export_saved_model` wrote, or a
-            folder of its versions, of which the latest is taken; or a
-            `.tflite` file of `export_litert`.
-
-    Raises:
-        ValueError: if the path is none of these.
-        OSError: if a file is damaged.
-        ImportError: if the package that runs the file is not installed.
-    """
-    published = published_detectors().get(str(path))
-    if published is not None:
-        found = _keras(pretrained_ssd(str(path)))
-        return found._replace(class_names=published.class_names)
-    path = pathlib.Path(path)
-    if path.is_dir():
-        return _saved_model(latest_version(path))
-    if not path.is_file():
-        raise ValueError(
-            "`path` must be an existing file or folder, or one of "
-            f"{', '.join(published_detectors())}. "
-            f"Received: path={str(path)!r}"
-        )
-    if path.suffix == ".tflite":
-        return _litert(path)
-    if path.suffix == ".keras":
-        return _keras(keras.saving.load_model(path, compile=False))
-    raise ValueError(
-        "`path` must end in .keras or .tflite, or be a folder that holds a "
-        f"SavedModel. Received: path={str(path)!r}"
-    )
-
-
-def _keras(model: keras.Model) -> Detector:
+def from_keras(model: keras.Model) -> Detector:
+    """Makes a detector of a model that `SSD` built."""
     layer = predictions_layer(model)
     channels_first = model.input_shape[-1] != 3
     # TensorFlow would have XLA compile it for each size of a batch.
@@ -93,14 +55,19 @@ def _keras(model: keras.Model) -> Detector:
         found = predict(model, images)
         return Detections(*map(ops.convert_to_numpy, found))
 
-    return Detector(layer.image_size, detect)
+    classes = model.output_shape[-1] - 5
+    return Detector(layer.image_size, detect, classes=classes)
 
 
-def _saved_model(folder: pathlib.Path) -> Detector:
+def from_saved_model(loaded: Any, folder: pathlib.Path) -> Detector:
+    """Makes a detector of a SavedModel that `export_saved_model` wrote.
+
+    Args:
+        loaded: what `tf.saved_model.load` gave.
+        folder: where it lies.
+    """
     tf = load_optional("tensorflow", "tensorflow")
-    loaded = tf.saved_model.load(str(folder))
     signature = loaded.signatures["serving_default"]
-    _check_outputs(signature.structured_outputs, folder)
     [spec] = signature.structured_input_signature[1].values()
     size = (spec.shape[1], spec.shape[2])
 
@@ -113,12 +80,12 @@ def _saved_model(folder: pathlib.Path) -> Detector:
             Detections(*(answer[name].numpy() for name in _NAMES)), size
         )
 
-    names = folder / "assets" / "labels.txt"
-    labels = names.read_text("utf-8").splitlines() if names.exists() else ()
-    return Detector(size, detect, tuple(labels))
+    labels = saved_labels(folder)
+    return Detector(size, detect, labels, len(labels) or None)
 
 
-def _litert(path: pathlib.Path) -> Detector:
+def from_litert(path: pathlib.Path) -> Detector:
+    """Makes a detector of a `.tflite` file that `export_litert` wrote."""
     litert = load_optional("ai_edge_litert.interpreter", EXTRA)
     try:
         interpreter = litert.Interpreter(
@@ -127,10 +94,6 @@ def _litert(path: pathlib.Path) -> Detector:
         interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
         raise OSError(f"{str(path)!r} is damaged: {error}") from error
-    signatures = interpreter.get_signature_list()
-    _check_outputs(
-        signatures.get("serving_default", {}).get("outputs", ()), path
-    )
     run = interpreter.get_signature_runner("serving_default")
     [shape] = [x["shape"] for x in interpreter.get_input_details()]
     size = (int(shape[1]), int(shape[2]))
@@ -147,13 +110,9 @@ def _litert(path: pathlib.Path) -> Detector:
     return Detector(size, detect)
 
 
-def _check_outputs(outputs: Iterable[str], path: pathlib.Path) -> None:
-    if not set(_NAMES) <= set(outputs):
-        raise ValueError(
-            "`path` must hold a detector, with outputs "
-            f"{', '.join(_NAMES)}. Received: path={str(path)!r} with "
-            f"{', '.join(sorted(outputs)) or 'none'}"
-        )
+def gives_objects(outputs: Iterable[str]) -> bool:
+    """Whether these are the outputs of an exported detector."""
+    return set(_NAMES) <= set(outputs)
 
 
 def _in_pixels(found: Detections, size: tuple[int, int]) -> Detections:

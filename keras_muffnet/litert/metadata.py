@@ -17,6 +17,8 @@ import numpy as np
 
 from keras_muffnet._optional import load_optional
 from keras_muffnet.litert.model import EXTRA
+from keras_muffnet.preprocessing import MEAN
+from keras_muffnet.preprocessing import STD
 
 _MODEL_IDENTIFIER = b"TFL3"
 _METADATA_IDENTIFIER = b"M001"
@@ -123,8 +125,8 @@ def embed_metadata(
     name: str,
     description: str = "",
     labels: Sequence[str] | None = None,
-    mean: float | Sequence[float] = 128.0,
-    std: float | Sequence[float] = 128.0,
+    mean: float | Sequence[float] = MEAN,
+    std: float | Sequence[float] = STD,
 ) -> bytes:
     """Puts metadata into a `.tflite` file of an image model.
 
@@ -208,7 +210,9 @@ def embed_metadata(
         _pack(builder, "ModelMetadata", metadata), _METADATA_IDENTIFIER
     )
     _set_metadata(schema, model, bytes(builder.Output()))
-    packed = pack_model(model, len(content))
+    builder = _aligning(flatbuffers.Builder)(len(content))
+    builder.Finish(model.Pack(builder), _MODEL_IDENTIFIER)
+    packed = bytes(builder.Output())
     if labels is None:
         return packed
     return _append_file(packed, _LABELS_FILE, "\n".join(labels) + "\n")
@@ -428,22 +432,6 @@ def _set_metadata(schema: Any, model: Any, packed: bytes) -> None:
         schema.MetadataT(name=_METADATA_NAME, buffer=len(model.buffers))
     )
     model.buffers.append(schema.BufferT(data=data))
-
-
-def pack_model(model: Any, size: int) -> bytes:
-    """Writes a `.tflite` file.
-
-    Args:
-        model: the file's content, as a `ModelT`.
-        size: about how many bytes there will be.
-
-    Returns:
-        The file's bytes.
-    """
-    flatbuffers = load_optional("flatbuffers", EXTRA)
-    builder = _aligning(flatbuffers.Builder)(size)
-    builder.Finish(model.Pack(builder), _MODEL_IDENTIFIER)
-    return bytes(builder.Output())
 
 
 def _aligning(builder: Any) -> Any:

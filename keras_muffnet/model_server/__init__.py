@@ -4,9 +4,10 @@
 neither TensorFlow nor a server.
 """
 
-import importlib.util
 from typing import TYPE_CHECKING
 from typing import Any
+
+from keras_muffnet._optional import load_optional
 
 if TYPE_CHECKING:
     from keras_muffnet.model_server.server import ModelServer
@@ -26,16 +27,8 @@ _REQUIREMENTS = (
 def __getattr__(name: str) -> Any:
     if name != "ModelServer":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    missing = [
-        requirement
-        for requirement in _REQUIREMENTS
-        if importlib.util.find_spec(requirement) is None
-    ]
-    if missing:
-        raise ImportError(
-            f"The model server needs {', '.join(missing)}. Install with: "
-            'pip install "keras-muffnet[serving]"'
-        )
+    for requirement in _REQUIREMENTS:
+        load_optional(requirement, "serving")
     from keras_muffnet.model_server.server import ModelServer
 
     return ModelServer

@@ -28,7 +28,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: The server cannot start; one line tells why.
     """
-    flags = _parse_flags(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m keras_muffnet.model_server",
+        description="Serve models with TensorFlow Serving's APIs.",
+    )
+    add_arguments(parser)
+    try:
+        serve(parser.parse_args(argv))
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"model_server: error: {error}")
+
+
+def serve(flags: argparse.Namespace) -> None:
+    """Serves until a signal stops it.
+
+    Args:
+        flags: Those of `add_arguments`.
+
+    Raises:
+        ImportError, OSError, ValueError: The server cannot start.
+    """
+    _check_flags(flags)
     for number in _STOP_SIGNALS:
         # A shell may have started the process with SIGINT ignored.
         signal.signal(number, signal.SIG_DFL)
@@ -36,41 +56,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     _set_up_logging(flags.access_log)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        # Here, because --help should not wait for it.
-        from keras_muffnet.model_server import ModelServer
+    # Here, because --help should not wait for it.
+    from keras_muffnet.model_server import ModelServer
 
-        with ModelServer(
-            flags.model_base_path,
-            model_name=flags.model_name,
-            model_config_file=flags.model_config_file,
-            port=flags.rest_api_port,
-            grpc_port=_grpc_port(flags),
-            host=flags.host,
-            runtime=flags.runtime,
-            batching_parameters_file=flags.batching_parameters_file,
-            enable_batching=flags.enable_batching,
-            monitoring_config_file=flags.monitoring_config_file,
-            timeout=flags.rest_api_timeout_in_ms / 1000,
-            file_system_poll_seconds=flags.file_system_poll_wait_seconds,
-            config_poll_seconds=flags.model_config_file_poll_wait_seconds,
-            allow_labels_for_unavailable=(
-                flags.allow_version_labels_for_unavailable_models
-            ),
-            cors=flags.rest_api_enable_cors_support,
-            show_page=flags.page,
-        ) as server:
-            for name, versions in server.versions.items():
-                numbers = ", ".join(map(str, versions))
-                kind = "version" if len(versions) == 1 else "versions"
-                url = f"{server.url}/v1/models/{quote(name, safe='')}"
-                print(f"Serving {name} {kind} {numbers} at {url}")
-            if server.grpc_port is not None:
-                print(f"gRPC at {flags.host}:{server.grpc_port}")
-            sys.stdout.flush()
-            signal.sigwait(_STOP_SIGNALS)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"model_server: error: {error}")
+    with ModelServer(
+        flags.model_base_path,
+        model_name=flags.model_name,
+        model_config_file=flags.model_config_file,
+        port=flags.rest_api_port,
+        grpc_port=_grpc_port(flags),
+        host=flags.host,
+        runtime=flags.runtime,
+        batching_parameters_file=flags.batching_parameters_file,
+        enable_batching=flags.enable_batching,
+        monitoring_config_file=flags.monitoring_config_file,
+        timeout=flags.rest_api_timeout_in_ms / 1000,
+        file_system_poll_seconds=flags.file_system_poll_wait_seconds,
+        config_poll_seconds=flags.model_config_file_poll_wait_seconds,
+        allow_labels_for_unavailable=(
+            flags.allow_version_labels_for_unavailable_models
+        ),
+        cors=flags.rest_api_enable_cors_support,
+        show_page=flags.page,
+    ) as server:
+        for name, versions in server.versions.items():
+            numbers = ", ".join(map(str, versions))
+            kind = "version" if len(versions) == 1 else "versions"
+            url = f"{server.url}/v1/models/{quote(name, safe='')}"
+            print(f"Serving {name} {kind} {numbers} at {url}")
+        if server.grpc_port is not None:
+            print(f"gRPC at {flags.host}:{server.grpc_port}")
+        sys.stdout.flush()
+        signal.sigwait(_STOP_SIGNALS)
 
 
 def _set_up_logging(access_log: bool) -> None:
@@ -108,11 +125,15 @@ def _boolean(text: str) -> bool:
     return text.lower() in ("true", "1")
 
 
-def _parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m keras_muffnet.model_server",
-        description="Serve models with TensorFlow Serving's APIs.",
-    )
+def _check_flags(flags: argparse.Namespace) -> None:
+    if flags.batching_parameters_file and not flags.enable_batching:
+        raise ValueError("--batching_parameters_file needs --enable_batching")
+    if flags.model_base_path is None and flags.model_config_file is None:
+        raise ValueError("--model_base_path or --model_config_file is required")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Gives a parser the server's flags."""
     add = parser.add_argument
 
     def add_switch(name: str, default: bool, text: str) -> None:
@@ -210,12 +231,6 @@ def _parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_switch("page", True, "answer GET / with a page to try models on")
     add_switch("access_log", False, "write a line of JSON for each request")
-    flags = parser.parse_args(argv)
-    if flags.batching_parameters_file and not flags.enable_batching:
-        parser.error("--batching_parameters_file needs --enable_batching")
-    if flags.model_base_path is None and flags.model_config_file is None:
-        parser.error("--model_base_path or --model_config_file is required")
-    return flags
 
 
 def run() -> None:

@@ -18,10 +18,8 @@ from keras_muffnet.litert.metadata import read_metadata
 from keras_muffnet.model_server.errors import invalid_argument
 from keras_muffnet.model_server.servable import Servable
 from keras_muffnet.model_server.servable import Signature
-
-# What `keras_muffnet.preprocess_input` takes off pixels and divides them by,
-# for files that do not tell.
-_MEAN = _STD = (128.0,)
+from keras_muffnet.preprocessing import MEAN
+from keras_muffnet.preprocessing import STD
 
 _TOP = 5
 _MAX_PIXELS = 64 * 2**20
@@ -128,7 +126,7 @@ class _Decoder:
         _, self._height, self._width, self._channels = input_shape
         content = path.read_bytes()
         self.labels: tuple[str, ...] | None = None
-        self._mean, self._std = np.array(_MEAN), np.array(_STD)
+        self._mean, self._std = np.array((MEAN,)), np.array((STD,))
         try:
             metadata = read_metadata(content)
         except ValueError:

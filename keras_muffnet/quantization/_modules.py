@@ -1,7 +1,8 @@
 """Imports the modules of this package that need more packages."""
 
-import importlib
 from typing import Any
+
+from keras_muffnet._optional import load_optional
 
 
 def load_module(module: str) -> Any:
@@ -11,12 +12,4 @@ def load_module(module: str) -> Any:
         ImportError: naming the package that is missing, and the command that
             installs it.
     """
-    try:
-        return importlib.import_module(f"{__package__}.{module}")
-    except ImportError as error:
-        if (error.name or "").startswith("keras_muffnet"):
-            raise
-        raise ImportError(
-            f"Quantization needs {error.name}: "
-            'pip install "keras-muffnet[quantization]"'
-        ) from error
+    return load_optional(f"{__package__}.{module}", "quantization")

@@ -4,6 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_muffnet.preprocessing import MEAN
+from keras_muffnet.preprocessing import STD
+from keras_muffnet.preprocessing import scales_pixels
+
 Range = tuple[float, float]
 
 # How images are scaled that no range is given for: the first of these that the
@@ -12,7 +16,7 @@ Range = tuple[float, float]
 # `keras_muffnet.preprocess_input`.
 NORMALIZATIONS = {
     (0.0, 1.0): (0.0, 255.0),
-    (-1.0, 127 / 128): (128.0, 128.0),
+    (-1.0, 127 / 128): (MEAN, STD),
     (0.0, 255.0): (0.0, 1.0),
     (-1.0, 1.0): (127.5, 127.5),
 }
@@ -65,7 +69,7 @@ def _check_scale(low: float, high: float, model: Any) -> None:
     from keras_muffnet.graph import trace
 
     first = trace(model).calls[0].operation
-    scales = type(first).__name__ in ("Rescaling", "Normalization")
+    scales = scales_pixels(model)
     if low >= 0 and high > 2 and not scales:
         raise ValueError(
             "`calibration_data` must be scaled as in training: it holds pixels "

@@ -257,7 +257,7 @@ def _box(
     edge: str = "black",
     linewidth: float = 0.6,
 ) -> Any:
-    patches = load_optional("matplotlib.patches", "all")
+    patches = load_optional("matplotlib.patches", "examples")
     return patches.Rectangle(
         (x, y),
         width,
@@ -276,8 +276,8 @@ def _line(
     color: str,
     width: float,
 ) -> Any:
-    patches = load_optional("matplotlib.patches", "all")
-    paths = load_optional("matplotlib.path", "all")
+    patches = load_optional("matplotlib.patches", "examples")
+    paths = load_optional("matplotlib.path", "examples")
     reach = 0.4 * (end[0] - start[0])
     points = [
         start,

@@ -19,9 +19,7 @@ from keras_muffnet.data.detection.sources import open_detection_source
 from keras_muffnet.detection import SSD
 from keras_muffnet.detection import SSDLoss
 from keras_muffnet.detection.anchors import SCALES
-from keras_muffnet.detection.evaluation import find_objects
-from keras_muffnet.detection.evaluation import mean_precision
-from keras_muffnet.detection.metrics import voc_average_precision
+from keras_muffnet.detection.evaluation import measure_ap50
 from keras_muffnet.detection.postprocess import Detections
 from keras_muffnet.detection.postprocess import detections
 from keras_muffnet.detection.ssd import EXTRA_FILTERS
@@ -72,7 +70,7 @@ def open_detection_feed(recipe: DetectionRecipe) -> DetectionFeed:
         augment=SSDAugmentation(hue=recipe.hue, expansion=recipe.expansion),
         train_split=recipe.train_split,
         test_split=recipe.test_split,
-        on_bad_annotation=recipe.on_bad_annotation,
+        on_bad_annotation=recipe.on_bad,
     )
 
 
@@ -205,16 +203,10 @@ class Detection:
                 answer[..., :-4], answer[..., -4:], anchors, layer.image_size
             )
 
-        truths = self.feed.ground_truth()
-        found = find_objects(
-            detect, self.feed.evaluation(), truths, layer.image_size
-        )
-        precisions = voc_average_precision(
-            truths, found, len(self.feed.class_names)
-        )
+        score = measure_ap50(detect, self.feed, layer.image_size)
         return {
             "loss": float(np.average(losses, weights=weights)),
-            "ap50": mean_precision(precisions),
+            "ap50": score,
         }
 
     def told(self, figures: Row) -> str:

@@ -56,7 +56,7 @@ def open_feed(recipe: Recipe) -> Feed:
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         one_hot=bool(recipe.mixup or recipe.cutmix),
-        on_bad_image=recipe.on_bad_image,
+        on_bad_image=recipe.on_bad,
         shard=devices.process(),
         fill=devices.device_count() > 1,
     )

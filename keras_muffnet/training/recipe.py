@@ -11,7 +11,7 @@ from typing import Any
 SCHEDULES = ("cosine", "one_cycle", "steps")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 AUGMENTATIONS = ("plain", "cifar", "imagenet")
-ON_BAD_IMAGE = ("raise", "skip")
+ON_BAD = ("raise", "skip")
 DATA_FORMATS = ("channels_last", "channels_first")
 
 AnyRecipe = typing.TypeVar("AnyRecipe", bound="RunRecipe")
@@ -36,6 +36,11 @@ class RunRecipe:
         "images: see `keras_muffnet.data.open_source`, and for detectors "
         "`open_detection_source`",
         None,
+    )
+    on_bad: str = _setting(
+        "what to do with bad images and annotations: one of "
+        + ", ".join(ON_BAD),
+        "raise",
     )
     size: int = _setting("height and width of an image in pixels")
     alpha: float = _setting("width multiplier of the network", 1.0)
@@ -118,7 +123,7 @@ class RunRecipe:
 class Recipe(RunRecipe):
     """All settings of a classifier's training run but its folder.
 
-    `python tools/train.py --help` prints them.
+    `muffnet train --help` prints them.
 
     Raises:
         ValueError: if a setting is not as told.
@@ -146,11 +151,6 @@ class Recipe(RunRecipe):
     erasing: float = _setting("chance that a rectangle is erased", 0.0)
     mixup: float = _setting("alpha of mixup; 0: none", 0.0)
     cutmix: float = _setting("alpha of cutmix; 0: none", 0.0)
-    on_bad_image: str = _setting(
-        "what to do with files that are no whole images: one of "
-        + ", ".join(ON_BAD_IMAGE),
-        "raise",
-    )
     label_smoothing: float = _setting(
         "share of the label that is spread over all classes", 0.0
     )
@@ -179,7 +179,7 @@ class Recipe(RunRecipe):
 class DetectionRecipe(RunRecipe):
     """All settings of a detector's training run but its folder.
 
-    `python tools/train_detector.py --help` prints them.
+    `muffnet train --help` prints them.
 
     Raises:
         ValueError: if a setting is not as told.
@@ -209,11 +209,6 @@ class DetectionRecipe(RunRecipe):
     test_split: str = _setting("split that is evaluated on", "test")
     max_objects: int | None = _setting(
         "objects of an image at most; none takes as many as there are", None
-    )
-    on_bad_annotation: str = _setting(
-        "what to do with bad images and annotations: one of "
-        + ", ".join(ON_BAD_IMAGE),
-        "raise",
     )
 
 
@@ -245,8 +240,7 @@ _LIMITS = {
 }
 _CHOICES = {
     "augmentation": AUGMENTATIONS,
-    "on_bad_image": ON_BAD_IMAGE,
-    "on_bad_annotation": ON_BAD_IMAGE,
+    "on_bad": ON_BAD,
     "schedule": SCHEDULES,
     "precision": PRECISIONS,
     "data_format": DATA_FORMATS,

@@ -1,6 +1,6 @@
 r"""Compares SSD on four backbones: size, work, average precision, latency.
 
-    python tools/benchmarks/detection.py --data VOC/ --epochs 12 \
+    python -m tools.benchmarks.detection --data VOC/ --epochs 12 \
         --output results/detection.csv
 
 MuffNet, ShuffleNetV2, MobileNet and MobileNetV2, of the narrowest rows of table
@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 from typing import Any
@@ -22,8 +23,10 @@ from typing import Any
 import numpy as np
 
 from keras_muffnet._files import write_csv
+from keras_muffnet.cli.common import run as report_failures
 from keras_muffnet.training import DetectionRecipe
 from keras_muffnet.training import load_recipe
+from tools.benchmarks import common
 
 # With the width multipliers of the first rows of table 5.
 BACKBONES = {
@@ -36,13 +39,15 @@ ROUNDS = 50
 WARM_UP = 5
 
 
-def main() -> None:
-    """Runs the command."""
+def main() -> int:
+    """Runs the command; returns its exit status."""
     args = parse_args()
-    try:
-        rows = run(args)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f"benchmarks/detection: error: {error}") from error
+    return report_failures(lambda: benchmark(args), "benchmarks/detection")
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """Measures, writes and prints."""
+    rows = run(args)
     write_csv(args.output, rows, list(rows[0]))
     for name in rows[0]:
         print(f"{name:<16}" + "".join(f"{row[name]!s:>18}" for row in rows))
@@ -60,7 +65,7 @@ def parse_args() -> argparse.Namespace:
         help="images: see `keras_muffnet.data.open_detection_source`",
     )
     parser.add_argument(
-        "--on-bad-annotation",
+        "--on-bad",
         choices=("raise", "skip"),
         default="raise",
         help="what to do with bad images and objects (default: raise)",
@@ -94,7 +99,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     models = []
     for backbone, alpha in BACKBONES.items():
         output = args.runs / backbone
-        result = train(
+        result = common.train_or_resume(
             dataclasses.replace(
                 recipe,
                 data=args.data,
@@ -102,7 +107,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 alpha=alpha,
                 epochs=epochs,
                 warm_up_epochs=epochs / 10,
-                on_bad_annotation=args.on_bad_annotation,
+                on_bad=args.on_bad,
                 seed=args.seed,
             ),
             output,
@@ -124,21 +129,6 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     for row, latencies in zip(rows, measure(models), strict=True):
         row.update(latencies)
     return rows
-
-
-def train(recipe: DetectionRecipe, output: pathlib.Path) -> dict[str, Any]:
-    """Trains what is left of a run; returns the closing figures."""
-    import keras
-
-    from keras_muffnet import training
-
-    print(f"\n{output}", flush=True)
-    keras.utils.clear_session()
-    training.configure_keras(recipe)
-    feed = training.open_detection_feed(recipe)
-    model = training.build_detector(recipe, len(feed.class_names))
-    task = training.Detection(recipe, feed)
-    return training.fit(model, recipe, feed, output, task=task)
 
 
 def measure(models: list[Any]) -> list[dict[str, float]]:
@@ -179,4 +169,4 @@ def measure(models: list[Any]) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
 r"""Quantizes MuffNets and keras.applications' networks and compares them.
 
-    python tools/benchmarks/quantization.py --output results/quantization.csv
-    python tools/benchmarks/quantization.py --latency \
+    python -m tools.benchmarks.quantization --output results/quantization.csv
+    python -m tools.benchmarks.quantization --latency \
         --output results/quantization_latency_MACHINE.csv
 
 Each network is trained on scikit-learn's digits (1,437 images, 360 for the
@@ -14,15 +14,17 @@ with --latency one or two.
 """
 
 import argparse
-import csv
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 from typing import Any
 
+from keras_muffnet.cli.common import run as report_failures
+from tools.benchmarks import common
+
+PROGRAM = "tools.benchmarks.quantization"
 SEED = 0
 EPOCHS = 2
 BATCH_SIZE = 16
@@ -55,8 +57,8 @@ MODELS = {
 }
 
 
-def main() -> None:
-    """Runs the command."""
+def main() -> int:
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -68,27 +70,25 @@ def main() -> None:
     )
     parser.add_argument("--row", choices=MODELS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    return report_failures(lambda: benchmark(args), "benchmarks/quantization")
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """Measures a row, or all in processes of their own."""
     if args.row:
         row = (measure_latency if args.latency else measure)(args.row)
         args.output.write_text(json.dumps(row))
         return
-    rows = read_rows(args.output)
+    rows = common.read_rows(args.output, "model")
     for name in args.only or MODELS:
         if name in rows:
             print(f"{name}: there already")
             continue
         print(f"{name} ...", flush=True)
-        rows[name] = measure_elsewhere(name, args.latency)
+        flags = ["--row", name, *["--latency"] * args.latency]
+        rows[name] = common.measure_elsewhere(PROGRAM, name, flags)
         write_rows(rows, args.output)
     print_table(rows)
-
-
-def read_rows(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Reads the rows that are there already, by model."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        return {row["model"]: row for row in csv.DictReader(file)}
 
 
 def write_rows(rows: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
@@ -109,18 +109,6 @@ def print_table(rows: dict[str, dict[str, Any]]) -> None:
     print("\nmodel", *columns, sep=" | ")
     for name, row in rows.items():
         print(name, *(row[column] for column in columns), sep=" | ")
-
-
-def measure_elsewhere(name: str, latency: bool) -> dict[str, Any]:
-    """Measures a row in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = pathlib.Path(folder, "row.json")
-        command = [sys.executable, __file__, "--row", name]
-        command += ["--output", str(result), *["--latency"] * latency]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
-        return json.loads(result.read_text())
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -318,4 +306,4 @@ def measure_latency(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

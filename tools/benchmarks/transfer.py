@@ -1,6 +1,6 @@
 r"""Compares fine-tuning of published weights with training from scratch.
 
-    python tools/benchmarks/transfer.py --data digits \
+    python -m tools.benchmarks.transfer --data digits \
         --data tiny_imagenet/ --classes 20 --images-per-class 50 \
         --output results/transfer.csv
 
@@ -16,21 +16,26 @@ import argparse
 import dataclasses
 import pathlib
 import statistics
+import sys
 from typing import Any
 
 from keras_muffnet._files import write_csv
 from keras_muffnet._files import written_aside
+from keras_muffnet.cli.common import run as report_failures
 from keras_muffnet.training import Recipe
 from keras_muffnet.training import load_recipe
+from tools.benchmarks import common
 
 
-def main() -> None:
-    """Runs the command."""
+def main() -> int:
+    """Runs the command; returns its exit status."""
     args = parse_args()
-    try:
-        rows = run(args)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f"benchmarks/transfer: error: {error}") from error
+    return report_failures(lambda: benchmark(args), "benchmarks/transfer")
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """Trains, writes and prints."""
+    rows = run(args)
     write_csv(args.output, rows, list(rows[0]))
     print_table(rows)
 
@@ -93,7 +98,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             for weights in (args.weights, None):
                 recipe = make_recipe(images, weights, seed, args.epochs)
                 output = args.runs / f"{name}-{weights or 'scratch'}-{seed}"
-                result = train(recipe, output)
+                result = common.train_or_resume(recipe, output)
                 rows.append(
                     {
                         "data": name,
@@ -152,20 +157,6 @@ def make_recipe(
     )
 
 
-def train(recipe: Recipe, output: pathlib.Path) -> dict[str, Any]:
-    """Trains what is left of a run; returns the closing figures."""
-    import keras
-
-    from keras_muffnet import training
-
-    print(f"\n{output}", flush=True)
-    keras.utils.clear_session()
-    training.configure_keras(recipe)
-    feed = training.open_feed(recipe)
-    model = training.build_network(recipe, len(feed.class_names))
-    return training.fit(model, recipe, feed, output)
-
-
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Prints the mean and the range of the accuracies over the seeds."""
     print(
@@ -184,4 +175,4 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

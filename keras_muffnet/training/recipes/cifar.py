@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 as in section 5.1 of the paper.
 
-    python tools/train.py cifar --data tfds:cifar10 --alpha 1.0
+    muffnet train cifar --data tfds:cifar10 --alpha 1.0
 
 Cost: 300 epochs of 390 steps; time not measured. Result: not run. The paper
 gives the accuracies in its table 5.

@@ -1,7 +1,7 @@
 r"""CIFAR-10 in one cycle, on a CPU.
 
-    KERAS_BACKEND=tensorflow python tools/train.py cifar_cpu --data cifar10/
-    KERAS_BACKEND=tensorflow python tools/train.py cifar_cpu --data cifar10/ \
+    KERAS_BACKEND=tensorflow muffnet train cifar_cpu --data cifar10/
+    KERAS_BACKEND=tensorflow muffnet train cifar_cpu --data cifar10/ \
         --weights runs/cifar_cpu/last.keras --epochs 6 --learning-rate 0.05 \
         --warm-up-epochs 0.5 --seed 1 --output runs/cifar_cpu_second
 

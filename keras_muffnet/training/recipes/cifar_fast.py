@@ -1,6 +1,6 @@
 """CIFAR-10 in one cycle, for half an hour of one GPU.
 
-    python tools/train.py cifar_fast --data tfds:cifar10 --alpha 0.5
+    muffnet train cifar_fast --data tfds:cifar10 --alpha 0.5
 
 Cost: 60 epochs of 97 steps; time not measured. Result: not run.
 """

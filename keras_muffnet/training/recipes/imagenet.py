@@ -1,6 +1,6 @@
 """ImageNet as in section 5.1, with the tricks of its reference [11].
 
-    python tools/train.py imagenet --alpha 1.0
+    muffnet train imagenet --alpha 1.0
 
 Of the paper: learning rate 0.5, batches of 1024, weight decay 4e-4. Of [11],
 "Bag of Tricks for Image Classification" (He et al., 2019): warm-up, no decay

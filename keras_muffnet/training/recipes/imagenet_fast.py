@@ -1,6 +1,6 @@
 """ImageNet at 128x128 in 16 epochs: a trial before the full recipe.
 
-    python tools/train.py imagenet_fast --alpha 0.5
+    muffnet train imagenet_fast --alpha 0.5
 
 Cost: 16 epochs of 1251 steps; time not measured, and half an hour of one GPU
 only where images are decoded fast enough, 11,000 a second. Result: not run.

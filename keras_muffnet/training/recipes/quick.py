@@ -1,7 +1,7 @@
 """A short run, to compare networks side by side on small images.
 
     python tools/reproduce.py --accuracy quick --only table5
-    python tools/train.py quick --data digits
+    muffnet train quick --data digits
 
 Cost: on the digits, by default, some minutes a network on a CPU. Result: in
 `results/paper/accuracy.csv`.

@@ -1,7 +1,7 @@
 r"""A small detector for some hundreds of images, on a CPU.
 
-    KERAS_BACKEND=tensorflow python tools/train_detector.py ssd300_fast \
-        --data bccd/ --on-bad-annotation skip --weights cifar10
+    KERAS_BACKEND=tensorflow muffnet train ssd300_fast \
+        --data bccd/ --on-bad skip --weights cifar10
 
 The weights are published ones or those of a classifier of the same alpha, of
 any images. Colours tell cells apart and a microscope's scale is fixed: hues

@@ -1,6 +1,6 @@
 """SSD512 as in section 5.4 of the paper, with GluonCV's settings.
 
-    python tools/train_detector.py ssd512 --data tfds:voc --weights best.keras
+    muffnet train ssd512 --data tfds:voc --weights best.keras
 
 The weights are those of a classifier trained on ImageNet. GluonCV trains on
 four GPUs, without scaling the learning rate.

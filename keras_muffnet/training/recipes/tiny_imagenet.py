@@ -1,6 +1,6 @@
 """Tiny ImageNet: 200 classes of 500 images, 64x64.
 
-    python tools/train.py tiny_imagenet --data tiny_imagenet/ --alpha 1.0
+    muffnet train tiny_imagenet --data tiny_imagenet/ --alpha 1.0
 
 The folder holds `train/` and `val/`, each with a folder a class. The stem for
 64x64 keeps the first layers at full size.

@@ -1,6 +1,6 @@
 """Tiny ImageNet in one cycle, for half an hour of one GPU.
 
-    python tools/train.py tiny_imagenet_fast --data tiny_imagenet/ --alpha 1.0
+    muffnet train tiny_imagenet_fast --data tiny_imagenet/ --alpha 1.0
 
 Cost: 40 epochs of 195 steps; time not measured. Result: not run.
 """

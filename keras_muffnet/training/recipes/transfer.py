@@ -1,7 +1,7 @@
 """From published or one's own weights to a classifier of a folder of images.
 
-    python tools/train.py transfer --data photos/
-    python tools/train.py transfer --data photos/ --weights best.keras
+    muffnet train transfer --data photos/
+    muffnet train transfer --data photos/ --weights best.keras
 
 For 5 epochs the classifier alone is trained, then the mid-level stage and what
 follows it too, at a tenth of the learning rate. `--size`, `--alpha` and

@@ -1,20 +1,7 @@
-r"""Quantizes a trained detector to int8 LiteRT files and compares them.
-
-    python tools/quantize_detector.py --model runs/cells/last.keras \
-        --data VOC/ --output runs/cells_int8
-
-Writes to the output folder `float32.tflite`; `int8_post_training.tflite`,
-calibrated; `int8.tflite`, calibrated and fine-tuned with SSD's loss under fake
-quantization; and `metrics.json`, with Pascal VOC's average precision of each at
-an IoU of 0.5, of the whole area, and the mean IoU of the float file's sure
-boxes with those nearest to them. Box decoding and suppression are inside; they,
-the input and the outputs stay float32, the network is int8. Fine-tuning is
-short; it starts anew if it was interrupted.
-"""
+"""`muffnet quantize` for a detector."""
 
 import argparse
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -23,78 +10,29 @@ import numpy as np
 FILES = ("float32", "int8_post_training", "int8")
 
 
-def main() -> None:
-    """Runs the command."""
-    args = parse_args()
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        quantize(args)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f"quantize_detector: error: {error}") from error
+def quantize(model: Any, args: argparse.Namespace) -> None:
+    """Calibrates, fine-tunes, converts, and measures each on the test split.
 
-
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--model",
-        required=True,
-        help=".keras file, or the name of a detector that ships",
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="images: see `keras_muffnet.data.open_detection_source`",
-    )
-    parser.add_argument(
-        "--output", required=True, type=pathlib.Path, help="folder"
-    )
-    parser.add_argument("--train-split", default="trainval")
-    parser.add_argument("--test-split", default="test")
-    parser.add_argument(
-        "--on-bad-annotation",
-        choices=("raise", "skip"),
-        default="raise",
-        help="what to do with bad images and objects (default: raise)",
-    )
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--calibration-images", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
-
-
-def quantize(args: argparse.Namespace) -> None:
-    """Calibrates, fine-tunes, converts, and measures each on the test split."""
-    import keras
-
+    Args:
+        model: a detector that `keras_muffnet.detection.SSD` built.
+        args: the command line, its defaults filled in.
+    """
     from keras_muffnet._files import written_aside
     from keras_muffnet.data import open_detection_source
-    from keras_muffnet.detection import pretrained_ssd
     from keras_muffnet.detection import two_outputs
     from keras_muffnet.detection.ssd import predictions_layer
+    from keras_muffnet.evaluation import check_classes
+    from keras_muffnet.evaluation.models import published_class_names
     from keras_muffnet.export import export_litert
-    from keras_muffnet.published import published_detectors
     from keras_muffnet.quantization import quantize_aware
 
-    keras.utils.set_random_seed(args.seed)
-    if args.model in published_detectors():
-        model = pretrained_ssd(args.model)
-    else:
-        model = keras.saving.load_model(args.model, compile=False)
     size = predictions_layer(model).image_size
     source = open_detection_source(args.data)
-    classes = model.output_shape[-1] - 5
-    if len(source.class_names) != classes:
-        raise ValueError(
-            f"--data must have the {classes} classes of the model. "
-            f"Received: {', '.join(source.class_names)} in {args.data}"
-        )
+    check_classes(
+        source.class_names,
+        published_class_names(args.model),
+        model.output_shape[-1] - 5,
+    )
     files = {name: args.output / f"{name}.tflite" for name in FILES}
 
     print("Writing float32.tflite")
@@ -134,7 +72,7 @@ def make_feed(
         source,
         size=size,
         seed=args.seed,
-        on_bad_annotation=args.on_bad_annotation,
+        on_bad_annotation=args.on_bad,
         **{
             "batch_size": args.batch_size,
             "train_split": args.train_split,
@@ -205,9 +143,8 @@ def compare(
     size: tuple[int, int],
 ) -> dict[str, Any]:
     """Returns AP50 of each file, its size, and how near its boxes are."""
+    from keras_muffnet.detection.evaluation import ap50
     from keras_muffnet.detection.evaluation import find_objects
-    from keras_muffnet.detection.evaluation import mean_precision
-    from keras_muffnet.detection.metrics import voc_average_precision
     from keras_muffnet.evaluation import load_detector
 
     feed = make_feed(
@@ -228,12 +165,9 @@ def compare(
             return detect(batch[0])
 
         found[name] = find_objects(look, feed.evaluation(), truths, size)
-        precisions = voc_average_precision(
-            truths, found[name], len(feed.class_names)
-        )
         metrics[name] = {
             "bytes": path.stat().st_size,
-            "ap50": mean_precision(precisions),
+            "ap50": ap50(truths, found[name], len(feed.class_names)),
             "iou_with_float": agreement(found["float32"], found[name]),
         }
     return metrics
@@ -257,7 +191,3 @@ def agreement(expected: list[Any], found: list[Any]) -> float:
         )
         best.extend(overlaps.max(axis=1, initial=0.0))
     return float(np.mean(best)) if best else float("nan")
-
-
-if __name__ == "__main__":
-    main()

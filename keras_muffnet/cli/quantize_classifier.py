@@ -1,28 +1,15 @@
-r"""Quantizes a trained model to int8 LiteRT files and compares them.
-
-    python tools/quantize.py --model m.keras --data digits --output runs/int8
-    python tools/quantize.py --weights w.h5 --alpha 0.5 --size 224 \
-        --data photos/ --output runs/int8
-
-Writes to the output folder `float32.tflite`; `int8_post_training.tflite`,
-calibrated; `int8.tflite`, calibrated and fine-tuned under fake quantization;
-`metrics.json`, and with --report what each layer lost. The data is "digits", a
-folder of images (train/ and test/ or val/ with a folder a class), "tfds:NAME",
-or an .npz file of uint8 `train_images` and `test_images`, `(n, height, width,
-channels)`, and integer `train_labels` and `test_labels`. Interrupted in
-fine-tuning, the same command goes on after the last whole epoch. On two CPU
-cores and the 1,437 training digits MuffNet 0.5 at 32x32 takes two minutes.
-"""
+"""`muffnet quantize` for a classifier."""
 
 import argparse
 import json
 import math
 import os
 import pathlib
-import zipfile
 from typing import Any
 
 import numpy as np
+
+from keras_muffnet.cli import common
 
 FILES = {
     "float32": "float32.tflite",
@@ -34,90 +21,30 @@ CHECKPOINT = "fine_tuning.keras"
 SETTINGS = "settings.json"
 
 
-def main() -> None:
-    """Runs the command."""
-    args = parse_args()
-    try:
-        quantize(args)
-    except (
-        EOFError,
-        ImportError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise SystemExit(f"quantize: error: {error}") from error
+def quantize(model: Any, args: argparse.Namespace) -> None:
+    """Calibrates, fine-tunes, converts, and measures each on the test split.
 
-
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help=".keras file")
-    source.add_argument("--weights", help="weights of a MuffNet; see --alpha")
-    parser.add_argument("--alpha", type=float, help="of --weights")
-    parser.add_argument("--size", type=int, help="of --weights, in pixels")
-    parser.add_argument("--data", required=True, help="see above")
-    parser.add_argument(
-        "--output", required=True, type=pathlib.Path, help="folder"
-    )
-    parser.add_argument("--engine", choices=("tfmot", "keras"), default="tfmot")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--calibration-images", type=int, default=500)
-    parser.add_argument(
-        "--train-images", type=int, help="fine-tune on a sample of this size"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--normalization",
-        nargs=2,
-        type=float,
-        metavar=("MEAN", "STD"),
-        help="how pixels of 0 to 255 are scaled for the model (default: 128 "
-        "128, and 0 1 if the model starts with a layer that scales them)",
-    )
-    parser.add_argument(
-        "--float-layers", nargs="+", default=[], help="layers to leave in float"
-    )
-    parser.add_argument(
-        "--io-dtype", choices=("int8", "uint8", "float32"), default="int8"
-    )
-    parser.add_argument(
-        "--report",
-        action="store_true",
-        help="write report.txt and report.png: the loss of each layer",
-    )
-    parser.add_argument(
-        "--emit-header",
-        metavar="NAME",
-        help="write NAME.h too: int8.tflite as a C array",
-    )
-    return parser.parse_args()
-
-
-def quantize(args: argparse.Namespace) -> None:
-    """Calibrates, fine-tunes, converts, and measures each on the test split."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import keras
-
+    Args:
+        model: a Keras model.
+        args: the command line, its defaults filled in.
+    """
     from keras_muffnet import data
     from keras_muffnet import quantization
     from keras_muffnet._files import written_aside
+    from keras_muffnet.evaluation import check_classes
+    from keras_muffnet.evaluation.models import published_class_names
     from keras_muffnet.export import export_litert
     from keras_muffnet.litert.metadata import c_header
     from keras_muffnet.litert.metadata import embed_metadata
+    from keras_muffnet.preprocessing import normalization_of
 
-    keras.utils.set_random_seed(args.seed)
     check_settings(args)
-    train, test, names = load_data(args)
-    model = load_model(args, train[0].shape[1:3], names)
-    mean, std = args.normalization or default_normalization(model)
+    train, test, names = load_data(model, args)
+    if names is not None:
+        check_classes(
+            names, published_class_names(args.model), model.output_shape[-1]
+        )
+    mean, std = args.normalization or normalization_of(model)
     files = {kind: args.output / name for kind, name in FILES.items()}
 
     print("Writing float32.tflite")
@@ -199,31 +126,25 @@ def check_settings(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def load_data(args: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
+def load_data(
+    model: Any, args: argparse.Namespace
+) -> tuple[Any, Any, list[str] | None]:
     """Returns (images, labels) of both splits, and the classes if known."""
     from keras_muffnet import data
 
     if args.data.endswith(".npz"):
         return *load_npz(args.data, args.train_images, args.seed), None
-    size, channels = (args.size, args.size), 3
-    if args.model:
-        import keras
-
-        from keras_muffnet import ChannelSlice  # noqa: F401  (registers it)
-
-        model = keras.saving.load_model(args.model, compile=False)
-        *size, channels = model.input_shape[1:]
-    elif args.size is None:
-        raise ValueError("--size must be given with --weights")
+    *sides, channels = model.input_shape[1:]
+    size = common.image_size(args, (sides[0], sides[1]))
     train = data.load_images(
         args.data,
-        "train",
+        args.train_split,
         size,
         channels=channels,
         limit=args.train_images,
         seed=args.seed,
     )
-    test = data.load_images(args.data, "test", size, channels=channels)
+    test = data.load_images(args.data, args.test_split, size, channels=channels)
     return train[:2], test[:2], list(train.class_names)
 
 
@@ -240,36 +161,6 @@ def load_npz(path: str, limit: int | None, seed: int) -> tuple[Any, Any]:
         arrays = [data[name] for name in names]
     some = np.random.default_rng(seed).permutation(len(arrays[0]))[:limit]
     return [array[np.sort(some)] for array in arrays[:2]], arrays[2:]
-
-
-def load_model(
-    args: argparse.Namespace, size: tuple[int, int], names: list[str] | None
-) -> Any:
-    """Loads the model, or builds one for the weights."""
-    import keras
-
-    from keras_muffnet import MuffNet
-
-    if args.model:
-        return keras.saving.load_model(args.model, compile=False)
-    if args.alpha is None or names is None:
-        raise ValueError(
-            "--weights needs --alpha, and --data that names the classes: a "
-            "folder, 'digits' or 'tfds:NAME'"
-        )
-    return MuffNet(
-        input_shape=(*size, 3),
-        alpha=args.alpha,
-        classes=len(names),
-        weights=args.weights,
-    )
-
-
-def default_normalization(model: Any) -> tuple[float, float]:
-    """How pixels are scaled for the model, as mean and standard deviation."""
-    from keras_muffnet.preprocessing import scales_pixels
-
-    return (0.0, 1.0) if scales_pixels(model) else (128.0, 128.0)
 
 
 def fine_tune(
@@ -383,7 +274,3 @@ def print_table(metrics: dict[str, float]) -> None:
             f"{metrics[f'{name}_ms']:>8.2f}"
         )
     print(f"{metrics['test_images']} test images")
-
-
-if __name__ == "__main__":
-    main()

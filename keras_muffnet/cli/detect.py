@@ -1,9 +1,9 @@
 r"""Draws the objects that a detector finds on an image, a folder or a video.
 
-    python tools/detect.py --model runs/cells/last.keras --labels labels.txt \
+    muffnet detect --model runs/cells/last.keras --labels labels.txt \
         photo.jpg --output boxes.png
-    python tools/detect.py --model detector.tflite photos/ --output boxes/
-    python tools/detect.py --model served/ film.mp4 --output boxes.mp4
+    muffnet detect --model detector.tflite photos/ --output boxes/
+    muffnet detect --model served/ film.mp4 --output boxes.mp4
 
 The model is the name of a detector that ships, a `.keras` file, a SavedModel
 (or the folder of its versions) or a `.tflite` file; pixels are scaled as
@@ -17,6 +17,8 @@ import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
+
+from keras_muffnet.cli import common
 
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 VIDEOS = (".avi", ".mkv", ".mov", ".mp4", ".webm")
@@ -34,27 +36,12 @@ COLORS = (
 )
 
 
-def main() -> None:
-    """Runs the command."""
-    args = parse_args()
-    try:
-        detect(args)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f"detect: error: {error}") from error
-
-
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Gives a parser this command's flags."""
     parser.add_argument(
         "input", type=pathlib.Path, help="an image, a folder or a video"
     )
-    parser.add_argument(
-        "--model", required=True, type=pathlib.Path, help="see above"
-    )
+    parser.add_argument("--model", required=True, help="see above")
     parser.add_argument(
         "--labels",
         type=pathlib.Path,
@@ -73,10 +60,9 @@ def parse_args() -> argparse.Namespace:
         type=pathlib.Path,
         help="picture, folder or video to write",
     )
-    return parser.parse_args()
 
 
-def detect(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Detects, draws, writes and prints."""
     from keras_muffnet.evaluation import load_detector
 
@@ -92,7 +78,7 @@ def detect(args: argparse.Namespace) -> None:
     detector = load_detector(args.model)
     labels = list(detector.class_names)
     if args.labels:
-        labels = args.labels.read_text(encoding="utf-8").splitlines()
+        labels = common.read_labels(args.labels)
     mark = functools.partial(marked, labels=labels, detector=detector)
     if is_video:
         mark_video(args.input, args.output, mark, args.threshold)
@@ -124,8 +110,13 @@ def mark_picture(
 
     from keras_muffnet._files import written_aside
 
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except OSError as error:
+        raise ValueError(
+            f"input must hold whole images. Received: {path} ({error})"
+        ) from error
     [(picture, lines)] = mark([image], threshold=threshold)
     with written_aside(target) as aside:
         picture.save(aside)
@@ -232,7 +223,3 @@ def drawn(
             f"({x_min:.1f}, {y_min:.1f}, {x_max:.1f}, {y_max:.1f})"
         )
     return picture, lines[::-1]
-
-
-if __name__ == "__main__":
-    main()

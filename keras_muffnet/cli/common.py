@@ -1,0 +1,265 @@
+"""What the commands share: how models and images are named, how they fail."""
+
+import argparse
+import os
+import pathlib
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+FAILED = 1
+INTERRUPTED = 128 + 2  # as a shell reports SIGINT
+
+MODEL_HELP = (
+    "name of one that ships ({names}), .keras or .weights.h5 file{more}"
+)
+
+
+def run(work: Callable[[], int | None], program: str, resumes: str = "") -> int:
+    """Runs a command; reports what can go wrong outside of the code in a line.
+
+    Args:
+        work: does it, and may return an exit status.
+        program: what the line starts with.
+        resumes: where the same command resumes if it is interrupted.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        return work() or 0
+    except BaseException as error:
+        status = report(error, program, resumes)
+        if status is None:
+            raise
+        return status
+
+
+def report(error: BaseException, program: str, resumes: str = "") -> int | None:
+    """Prints an expected failure as one line on stderr.
+
+    Args:
+        error: what was raised.
+        program: see `run`.
+        resumes: see `run`.
+
+    Returns:
+        The exit status; None for what is not expected, of which nothing is
+        printed.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        hint = f"; the same command resumes {resumes}" if resumes else ""
+        print(f"\n{program}: interrupted{hint}", file=sys.stderr, flush=True)
+        return INTERRUPTED
+    if isinstance(error, expected_failures()):
+        line = f"{program}: error: {in_one_line(error)}"
+        print(line, file=sys.stderr, flush=True)
+        return FAILED
+    return None
+
+
+def expected_failures() -> tuple[type[Exception], ...]:
+    """Errors of bad data or arguments, missing packages and full disks."""
+    known: tuple[type[Exception], ...] = (
+        EOFError,
+        ImportError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        zipfile.BadZipFile,
+    )
+    # A bad image that tf.data meets. TensorFlow is not started for this.
+    if "tensorflow" in sys.modules:
+        known += (sys.modules["tensorflow"].errors.OpError,)
+    return known
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns an error's message without line breaks and TensorFlow's nodes."""
+    text = str(getattr(error, "message", None) or error) or repr(error)
+    # What Python raised within tf.data, without where.
+    text = text.partition("Traceback (most recent call last)")[0]
+    text = re.sub(
+        r"^Error in user-defined function .*?: \w+Error: ",
+        "",
+        text,
+        flags=re.DOTALL,
+    )
+    text = re.sub(r"\{\{function_node [^}]*\}\}", "", text)
+    text = re.sub(r"\[\[\{\{node .*?\}\}.*?\]\]", "", text)
+    text = re.sub(r"\[Op:\w+\]( name:.*)?", "", text)
+    # The functions' argument, as the commands name it.
+    text = re.sub(r"on_bad_(image|annotation)='skip'", "--on-bad skip", text)
+    return " ".join(text.split())
+
+
+def add_model_arguments(
+    parser: argparse.ArgumentParser, evaluates: bool = False
+) -> None:
+    """Adds `--model`, and the flags that the weights of a MuffNet need.
+
+    Args:
+        parser: gets the flags.
+        evaluates: whether a SavedModel and a `.tflite` file will do too.
+    """
+    from keras_muffnet.published import published_detectors
+    from keras_muffnet.published import published_weights
+
+    names = ", ".join([*published_weights(), *published_detectors()])
+    more = ", SavedModel (or the folder of its versions), .tflite file"
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help=MODEL_HELP.format(names=names, more=more if evaluates else ""),
+    )
+    weights = parser.add_argument_group("the network of a .weights.h5 file")
+    weights.add_argument("--alpha", type=float, help="width multiplier")
+    weights.add_argument("--size", type=int, help="of its images, in pixels")
+    weights.add_argument(
+        "--stem", help="first layers: see MuffNet (default: auto)"
+    )
+    weights.add_argument(
+        "--classes", type=int, help="(default: those of --data, if any)"
+    )
+
+
+def add_normalization_argument(parser: Any) -> None:
+    """Adds `--normalization`."""
+    parser.add_argument(
+        "--normalization",
+        nargs=2,
+        type=float,
+        metavar=("MEAN", "STD"),
+        help="how pixels of 0 to 255 are scaled for a classifier (default: "
+        "what a .tflite file says; 0 1 if the model starts with a layer that "
+        "scales them; 128 128 otherwise)",
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--data` and `--on-bad`."""
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="a folder or archive of images, 'digits' or 'tfds:NAME': see "
+        "keras_muffnet.data.open_source, and for detectors "
+        "open_detection_source",
+    )
+    parser.add_argument(
+        "--on-bad",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what to do with bad images and annotations (default: raise)",
+    )
+
+
+def add_batch_size_argument(
+    parser: argparse.ArgumentParser, classifier: int, detector: int
+) -> None:
+    """Adds `--batch-size`, whose default `batch_size` gives."""
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help=f"(default: {classifier}; of a detector {detector})",
+    )
+
+
+def network_arguments(
+    args: argparse.Namespace, classes: int | None = None
+) -> dict[str, Any]:
+    """Returns what the command line says of the network of weights.
+
+    Args:
+        args: with what `add_model_arguments` adds.
+        classes: number of classes that the images have; None if unknown.
+
+    Returns:
+        Arguments of `keras_muffnet.MuffNet` for `.weights.h5`; for others
+        those that were given all the same, but for the size.
+
+    Raises:
+        ValueError: if one is missing.
+    """
+    given = {
+        name: getattr(args, name)
+        for name in ("alpha", "stem", "classes")
+        if getattr(args, name) is not None
+    }
+    if not is_weights(args.model):
+        return given
+    given.setdefault("classes", classes)
+    given["input_shape"] = args.size and (args.size, args.size, 3)
+    for flag, name in (
+        ("--alpha", "alpha"),
+        ("--size", "input_shape"),
+        ("--classes", "classes"),
+    ):
+        if given.get(name) is None:
+            raise ValueError(
+                f"{flag} must be given for a .weights.h5 file. "
+                f"Received: --model {args.model}"
+            )
+    return given
+
+
+def image_size(
+    args: argparse.Namespace, size: tuple[int | None, int | None]
+) -> tuple[int, int]:
+    """Returns the height and width of a model's images.
+
+    Args:
+        args: with what `add_model_arguments` adds.
+        size: what the model says of them; None for any.
+
+    Raises:
+        ValueError: if `--size` is missing for a model that takes any, or
+            another one than that of the model.
+    """
+    height, width = (side or args.size for side in size)
+    if height is None or width is None:
+        raise ValueError("--size must be given: the model takes any size")
+    if args.size not in (None, height) or args.size not in (None, width):
+        raise ValueError(
+            f"--size must be left out for a model of {height}x{width}. "
+            f"Received: {args.size}"
+        )
+    return height, width
+
+
+def is_weights(model: str) -> bool:
+    """Whether a model is named by a file of its weights."""
+    return pathlib.Path(model).suffix == ".h5"
+
+
+def refuse(args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Refuses flags that were given and cannot be honored.
+
+    Args:
+        args: of the command line, where what was not given is None.
+        names: of the flags, as attributes.
+        reason: ends "... must be left out ".
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be left out {reason}. "
+                f"Received: {value}"
+            )
+
+
+def use_tensorflow() -> None:
+    """Has Keras run on TensorFlow, unless the environment says otherwise."""
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+def read_labels(path: pathlib.Path) -> list[str]:
+    """Reads the names of classes, one on each line."""
+    return path.read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,124 @@
+r"""Exports a trained model as the next version of a TF Serving model.
+
+    muffnet export --model m.keras --labels labels.txt --output /models/muffnet
+    muffnet export --model m.weights.h5 --alpha 0.5 --size 224 \
+        --classes 1000 --output /models/muffnet
+    muffnet export --model bccd --output /models/cells
+    muffnet export --model int8.tflite --format litert --output /models/muffnet
+
+The output is the model's base path; the version written is one above those
+that are there. With --format litert a float LiteRT file is written, or an
+existing one, such as `muffnet quantize` writes, is copied as it is.
+"""
+
+import argparse
+import pathlib
+import tempfile
+from typing import Any
+
+from keras_muffnet.cli import common
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Gives a parser this command's flags."""
+    common.add_model_arguments(parser)
+    parser.add_argument(
+        "--labels",
+        type=pathlib.Path,
+        help="text file with the name of a class on each line (default: those "
+        "of a model that ships)",
+    )
+    common.add_normalization_argument(parser)
+    parser.add_argument(
+        "--format", choices=("saved_model", "litert"), default="saved_model"
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=lambda path: pathlib.Path(path).absolute(),
+        help="base path: the folder of the model's versions",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Exports, and prints the files."""
+    common.use_tensorflow()
+    folder = export(args)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            print(f"{path}  {path.stat().st_size:,} bytes")
+    card = folder / "README.md"
+    if card.exists():
+        print("\n" + card.read_text(encoding="utf-8"))
+
+
+def export(args: argparse.Namespace) -> pathlib.Path:
+    """Writes the version and returns its folder."""
+    from keras_muffnet.detection.ssd import is_detector
+    from keras_muffnet.evaluation import load_keras_model
+    from keras_muffnet.evaluation.models import published_class_names
+    from keras_muffnet.export import export_saved_model
+    from keras_muffnet.export import publish_litert
+
+    if args.model.endswith(".tflite"):
+        if args.format != "litert" or args.labels or args.normalization:
+            raise ValueError(
+                "--model must be a .keras file, but for --format litert "
+                "without --labels and --normalization: a .tflite file has its "
+                f"own. Received: {args.model}"
+            )
+        return publish_litert(args.model, args.output)
+    model = load_keras_model(args.model, common.network_arguments(args))
+    detects = is_detector(model)
+    if args.labels and detects and args.format == "litert":
+        raise ValueError(
+            "--labels must be left out for --format litert of a detector, "
+            "whose file has no room for them"
+        )
+    labels = list(published_class_names(args.model)) or None
+    if args.labels:
+        labels = common.read_labels(args.labels)
+    if args.format == "litert":
+        return export_litert_version(
+            model, labels, args.normalization, args.output
+        )
+    preprocess = None
+    if args.normalization:
+        mean, std = args.normalization
+
+        def preprocess(pixels: Any) -> Any:
+            return (pixels - mean) / std
+
+    return export_saved_model(
+        model, args.output, labels=labels, preprocess=preprocess
+    )
+
+
+def export_litert_version(
+    model: Any,
+    labels: list[str] | None,
+    normalization: tuple[float, float] | None,
+    base_path: pathlib.Path,
+) -> pathlib.Path:
+    """Writes a float LiteRT file with metadata as the next version."""
+    from keras_muffnet.detection.ssd import is_detector
+    from keras_muffnet.export import export_litert
+    from keras_muffnet.export import publish_litert
+    from keras_muffnet.litert.metadata import embed_metadata
+    from keras_muffnet.preprocessing import normalization_of
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_litert(model, pathlib.Path(folder) / "model.tflite")
+        if is_detector(model):
+            # Metadata is of models with one output.
+            return publish_litert(path, base_path)
+        mean, std = normalization or normalization_of(model)
+        content = embed_metadata(
+            path.read_bytes(),
+            name=model.name,
+            labels=labels,
+            mean=mean,
+            std=std,
+        )
+        path.write_bytes(content)
+        return publish_litert(path, base_path)

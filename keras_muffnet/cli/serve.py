@@ -1,0 +1,28 @@
+"""Serves models until it is told to stop.
+
+    muffnet serve --model_base_path=/models/muffnet --model_name=muffnet
+
+The flags are named as tensorflow_model_server's, and its configuration files
+are read.
+"""
+
+import argparse
+import os
+import sys
+
+from keras_muffnet.model_server.__main__ import add_arguments as add_arguments
+from keras_muffnet.model_server.__main__ import serve
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serves, and ends the process."""
+    serve(args)
+    # To return would be to wait for an inference that cannot be cancelled.
+    os._exit(0)
+
+
+def alias() -> int:
+    """The command `muffnet-model-server`."""
+    from keras_muffnet.cli.main import main
+
+    return main(["serve", *sys.argv[1:]])

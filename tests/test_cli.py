@@ -1,0 +1,319 @@
+"""The command `muffnet`; `quantize` and `detect` have files of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_muffnet import MuffNet
+from keras_muffnet.cli import common
+from keras_muffnet.cli.main import COMMANDS
+from keras_muffnet.cli.main import main
+from keras_muffnet.litert.metadata import read_metadata
+from tests.conftest import write_photos
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two colors of images, of which a network is soon sure."""
+    return write_photos(tmp_path_factory.mktemp("photos"), ("a", "b"), 8, 4)
+
+
+@pytest.fixture(scope="module")
+def truncated(photos, tmp_path_factory):
+    """The same images, the second of each class cut short."""
+    folder = tmp_path_factory.mktemp("bad") / "photos"
+    shutil.copytree(photos, folder)
+    for path in folder.glob("*/*/1.png"):
+        path.write_bytes(path.read_bytes()[:900])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_classifier(tmp_path_factory):
+    """A model that wants pixels as they are; its file and labels."""
+    folder = tmp_path_factory.mktemp("model")
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8, 8, 3))
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(x))
+    model = keras.Model(x, keras.layers.Dense(2, "softmax")(flat))
+    model.save(folder / "m.keras")
+    (folder / "labels.txt").write_text("hill\nflower\n")
+    return folder, model
+
+
+def test_without_arguments_it_says_what_it_can_do(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    for name, text in COMMANDS.items():
+        assert f"  {name:<10}{text}\n" in printed
+    examples = printed[printed.index("examples:") :]
+    assert examples.count("\n  muffnet ") == 3
+
+
+def test_a_command_that_is_none_is_refused(capsys):
+    for arguments in (["fit"], ["--data", "x"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert "choose one of train, evaluate, " in capsys.readouterr().err
+
+
+def test_completion_of_commands_and_flags(capsys):
+    assert main(["--print-completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"_shtab_muffnet_{name}_option_strings=(" in script
+    for flag in ("--learning-rate", "--on-bad", "--rest_api_port"):
+        assert f" {flag} " in script
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "x/m"), "No space left on dev"),
+        (ImportError("This needs PIL:\n pip"), "This needs PIL: pip"),
+        (
+            tf.errors.InvalidArgumentError(
+                None,
+                None,
+                "{{function_node f}} Bad image [Op:DecodeImage] name: ",
+            ),
+            "Bad image",
+        ),
+        (
+            tf.errors.InvalidArgumentError(
+                None,
+                None,
+                "Error in user-defined function passed to Map:1 with "
+                "iterator: Iterator::Root: ValueError: `a.png` is bad\n"
+                "Traceback (most recent call last):\n  File x",
+            ),
+            "`a.png` is bad",
+        ),
+    ],
+)
+def test_what_can_go_wrong_is_one_line(error, line, capsys):
+    def work():
+        raise error
+
+    assert common.run(work, "muffnet train") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("muffnet train: error: ")
+    assert line in printed
+    assert printed.count("\n") == 1
+
+
+def test_what_cannot_be_expected_keeps_its_traceback(capsys):
+    def work():
+        return [][0]
+
+    with pytest.raises(IndexError):
+        common.run(work, "muffnet train")
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupted_command_says_so(capsys):
+    def work():
+        raise KeyboardInterrupt
+
+    assert common.run(work, "muffnet serve") == 130
+    assert capsys.readouterr().err == "\nmuffnet serve: interrupted\n"
+
+
+def test_count_prints_the_published_counts(muffnet):
+    lines = muffnet("count").splitlines()
+    assert len(lines) == 1 + 9
+    assert not any("DIFFERS" in line for line in lines)
+    assert lines[1].split() == ["0.5", "parameters", *["1,380,641"] * 2, "1.4M"]
+    assert lines[9].split()[-1] == "373M"
+
+
+def test_count_of_one_network_by_layer(muffnet, small_classifier):
+    flags = ("--alpha", "0.5", "--size", "32", "--classes", "10")
+    lines = muffnet("count", *flags).splitlines()
+    assert lines[-1].split() == ["total", "365,891", "40,696,448"]
+    folder, _ = small_classifier
+    lines = muffnet("count", "--model", folder / "m.keras").splitlines()
+    assert lines[-1].split() == ["total", "386", "384"]
+    model = ("--model", folder / "m.keras")
+    assert "--alpha must be left out" in muffnet(
+        "count", *model, "--alpha=1", status=1
+    )
+
+
+def test_count_refuses_a_bad_notation(muffnet):
+    error = muffnet("count", "--alpha=1", "--sharing=average", status=1)
+    assert "`notation` must name three" in error
+
+
+@pytest.mark.parametrize("on_bad", ["raise", "skip"])
+def test_a_truncated_image_is_one_line(
+    on_bad, truncated, small_classifier, muffnet, tmp_path
+):
+    folder, _ = small_classifier
+    data = (f"--data={truncated}", f"--on-bad={on_bad}")
+    model = f"--model={folder / 'm.keras'}"
+    evaluate = ("evaluate", model, *data, f"--output={tmp_path}")
+    if on_bad == "skip":
+        assert "6 images: " in muffnet(*evaluate)
+        return
+    train = ("train", "quick", *data, "--batch-size=8")
+    train += (f"--output={tmp_path / 'run'}",)
+    quantize = ("quantize", model, *data, f"--output={tmp_path / 'int8'}")
+    for command in (train, evaluate, quantize):
+        assert "1.png" in muffnet(*command, status=1)
+    assert not list(tmp_path.rglob("*.tflite"))
+
+
+def test_images_of_other_classes_are_refused(muffnet, photos, tmp_path):
+    layers = [keras.Input((8, 8, 3)), keras.layers.Flatten()]
+    keras.Sequential([*layers, keras.layers.Dense(3)]).save(
+        tmp_path / "m.keras"
+    )
+    for command in ("evaluate", "quantize"):
+        error = muffnet(
+            *(command, "--model", tmp_path / "m.keras", "--data", photos),
+            *("--output", tmp_path / "out"),
+            status=1,
+        )
+        assert "must have the 3 classes of the model" in error
+        assert error.endswith("Received: a, b")
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_do_not_belong_are_refused(
+    muffnet, small_classifier, photos
+):
+    folder, _ = small_classifier
+    evaluate = ("evaluate", f"--model={folder / 'm.keras'}", f"--data={photos}")
+    for command, flag in (
+        ((*evaluate, "--threshold=0.5"), "--threshold"),
+        ((*evaluate, "--size=9"), "--size"),
+        ((*evaluate, "--alpha=1"), "`alpha`"),
+        (("train", "quick", "--hue=1"), "--hue"),
+        (("train", "ssd300_fast", "--mixup=1"), "--mixup"),
+        (("train", "ssd300_fast", "--devices=2"), "--devices"),
+    ):
+        assert f"{flag} must be left out" in muffnet(*command, status=1)
+
+
+def test_export_writes_versions_that_can_be_served(
+    small_classifier, tmp_path, muffnet
+):
+    folder, model = small_classifier
+    command = (
+        "export",
+        f"--model={folder / 'm.keras'}",
+        f"--labels={folder / 'labels.txt'}",
+        f"--output={tmp_path / 'garden'}",
+    )
+    muffnet(*command)
+    printed = muffnet(*command, "--normalization", "0", "2")
+    assert f"{tmp_path / 'garden' / '2' / 'saved_model.pb'}  " in printed
+    assert "/v1/models/garden:predict" in printed
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3))
+    png = tf.io.encode_png(images[0].astype(np.uint8)).numpy()
+    for version, scale in (("1", 1), ("2", 2)):
+        loaded = tf.saved_model.load(tmp_path / "garden" / version)
+        got = loaded.signatures["serving_bytes"](image_bytes=tf.constant([png]))
+        expected = model.predict(images / scale, verbose=0)
+        np.testing.assert_allclose(got["predictions"], expected, rtol=1e-5)
+        best = [b"hill", b"flower"][expected.argmax()]
+        assert got["classes"].numpy()[0, 0] == best
+
+
+def test_export_of_litert_files(small_classifier, tmp_path, muffnet):
+    folder, _ = small_classifier
+    base = tmp_path / "garden"
+    muffnet(
+        *("export", "--model", folder / "m.keras", "--format", "litert"),
+        *("--labels", folder / "labels.txt", "--output", base),
+    )
+    path = base / "1" / "model.tflite"
+    metadata = read_metadata(path.read_bytes())
+    assert metadata.labels == ("hill", "flower")
+    assert (metadata.mean, metadata.std) == ((0.0,) * 3, (1.0,) * 3)
+    again = ("export", "--model", path, "--output", base)
+    muffnet(*again, "--format", "litert")
+    copy = base / "2" / "model.tflite"
+    assert copy.read_bytes() == path.read_bytes()
+    assert "must be a .keras file" in muffnet(*again, status=1)
+    assert len(list(base.iterdir())) == 2
+
+
+def test_export_from_weights(tmp_path, muffnet, monkeypatch):
+    model = MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=3)
+    model.save_weights(tmp_path / "w.weights.h5")
+    command = [
+        *("export", f"--model={tmp_path / 'w.weights.h5'}"),
+        f"--output={tmp_path / 'm'}",
+        *("--alpha=0.1", "--size=32"),
+    ]
+    assert "--classes must be given" in muffnet(*command, status=1)
+    assert not (tmp_path / "m").exists()
+    built = []
+
+    def export(model, base_path, **_):
+        built.append(model)
+        return base_path
+
+    monkeypatch.setattr("keras_muffnet.export.export_saved_model", export)
+    muffnet(*command, "--classes=3")
+    for mine, theirs in zip(built[0].weights, model.weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def command(*arguments):
+    """Runs it as a user does, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "keras_muffnet", *arguments],
+        capture_output=True,
+        text=True,
+        # Tracing three networks in TensorFlow would take a minute.
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+    )
+
+
+def test_a_folder_is_fine_tuned_and_evaluated(photos, tmp_path):
+    output = tmp_path / "run"
+    weights = tmp_path / "trained.keras"
+    MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=7).save(weights)
+    settings = [
+        *("train", "transfer"),
+        f"--data={photos}",
+        f"--weights={weights}",
+        f"--output={output}",
+        *("--alpha=0.1", "--size=32", "--stem=auto", "--batch-size=8"),
+        *("--epochs=2", "--freeze-epochs=1", "--no-jit-compile"),
+        *("--augmentation=cifar", "--warm-up-epochs=0"),
+    ]
+    trained = command(*settings)
+    assert trained.returncode == 0, trained.stderr
+    assert "16 training and 8 test images" in trained.stdout
+    result = json.loads((output / "result.json").read_text())
+    assert set(result) == {"best", "last"}
+    asked = command(
+        "evaluate", f"--model={output / 'best.keras'}", f"--data={photos}"
+    )
+    assert asked.returncode == 0, asked.stderr
+    figures = json.loads(
+        (output / "evaluation" / "evaluation.json").read_text()
+    )
+    # What the run says of its best weights is measured again.
+    assert figures["images"] == 8
+    assert figures["top_1"] == result["best"]["accuracy"]
+    assert f"top 1 {figures['top_1']:.2%}" in asked.stdout
+    # With another setting the folder is refused, in a line.
+    refused = command(*settings, "--seed=1")
+    assert refused.returncode == 1
+    [line] = [k for k in refused.stderr.splitlines() if "error:" in k]
+    assert line.startswith("muffnet train: error: `output` must be a new fol")
+    assert line.endswith("seed was 0 and is 1")
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,257 @@
+"""`muffnet quantize`, of classifiers."""
+
+import io
+import json
+import os
+import zipfile
+from unittest import mock
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from keras_muffnet import MuffNet
+from keras_muffnet import data
+from keras_muffnet.cli import quantize
+from keras_muffnet.cli import quantize_classifier
+from keras_muffnet.cli.main import main
+from keras_muffnet.data import load_digits
+from keras_muffnet.litert import LiteRTModel
+from keras_muffnet.litert.metadata import read_metadata
+from tests.conftest import write_photos
+
+
+def small_model(size, classes):
+    """A classifier with what quantization folds: batch normalization."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((size, size, 3)),
+            layers.Conv2D(8, 3, strides=2, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.DepthwiseConv2D(3, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(classes, activation="softmax"),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def to_quantize(tmp_path_factory):
+    """Arguments for a tiny model and 60 images."""
+    folder = tmp_path_factory.mktemp("to_quantize")
+    small_model(16, 10).save(folder / "m.keras")
+    (train, y_train), (test, y_test) = load_digits(16)
+    np.savez(
+        folder / "d.npz",
+        train_images=train[:60],
+        train_labels=y_train[:60],
+        test_images=test[:30],
+        test_labels=y_test[:30],
+    )
+    return [
+        "quantize",
+        f"--model={folder / 'm.keras'}",
+        f"--data={folder / 'd.npz'}",
+        "--epochs=2",
+        "--batch-size=20",
+    ]
+
+
+@pytest.fixture(scope="module")
+def quantized(to_quantize, tmp_path_factory):
+    """Folder of an unbroken run."""
+    output = tmp_path_factory.mktemp("quantized") / "out"
+    flags = [f"--output={output}", "--report", "--emit-header=digits"]
+    with mock.patch.dict(os.environ):
+        assert main([*to_quantize, *flags]) == 0
+    return output
+
+
+def test_three_files_are_written_and_compared(quantized, capsys):
+    metrics = json.loads((quantized / "metrics.json").read_text())
+    quantize_classifier.print_table(metrics)
+    printed = capsys.readouterr().out
+    for name in ("float32", "int8_post_training", "int8"):
+        path = quantized / f"{name}.tflite"
+        assert metrics[f"{name}_bytes"] == path.stat().st_size
+        assert metrics[f"{name}_ms"] > 0
+        assert f"{100 * metrics[f'{name}_accuracy']:.2f}%" in printed
+        assert read_metadata(path.read_bytes()).mean == (128.0,) * 3
+    assert metrics["test_images"] == 30
+    assert metrics["float32_agreement"] == 1
+    assert metrics["int8_post_training_agreement"] >= 0.9
+    assert "in float: none" in (quantized / "report.txt").read_text()
+    assert (quantized / "report.png").stat().st_size > 0
+    header = (quantized / "digits.h").read_text()
+    size = (quantized / "int8.tflite").stat().st_size
+    assert f"digits_len = {size}" in header
+
+
+def test_it_resumes_after_the_last_whole_epoch(
+    quantized, to_quantize, tmp_path, monkeypatch, muffnet
+):
+    make, calls = data.make_dataset, []
+
+    def make_dataset(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return make(*args, **kwargs)
+
+    command = [*to_quantize, f"--output={tmp_path}"]
+    with monkeypatch.context() as patched:
+        # The second epoch's data is what interrupts the first run.
+        patched.setattr(data, "make_dataset", make_dataset)
+        assert "interrupted" in muffnet(*command, status=130)
+    assert not (tmp_path / "int8.tflite").exists()
+    assert "1 of 2 epochs were done before" in muffnet(*command)
+    weights = []
+    for folder in (quantized, tmp_path):
+        with zipfile.ZipFile(folder / "fine_tuning.keras") as file:
+            content = io.BytesIO(file.read("model.weights.h5"))
+        found = []
+        with h5py.File(content) as h5:
+            h5.visititems(
+                lambda _, x, found=found: (
+                    found.append(x[()]) if isinstance(x, h5py.Dataset) else None
+                )
+            )
+        weights.append(found)
+    assert len(weights[0]) > 10
+    for unbroken, resumed in zip(*weights, strict=True):
+        np.testing.assert_allclose(resumed, unbroken, rtol=1e-4, atol=1e-6)
+    other = muffnet(*command, "--learning-rate=1e-3", status=1)
+    assert "learning_rate=0.0005" in other
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    return write_photos(folder, ("amber", "blue", "cyan"), 8, 3)
+
+
+def test_a_folder_of_images(photos, muffnet, tmp_path):
+    small_model(32, 3).save(tmp_path / "m.keras")
+    printed = muffnet(
+        *("quantize", f"--model={tmp_path / 'm.keras'}", f"--data={photos}"),
+        *("--engine=keras", "--epochs=1", "--batch-size=8"),
+        *("--train-images=18", "--normalization", "0", "255"),
+        *("--io-dtype=uint8", f"--output={tmp_path / 'out'}"),
+    )
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["test_images"] == 9
+    assert "9 test images" in printed
+    assert metrics["float32_agreement"] == 1
+    for name, dtype in (("float32", "float32"), ("int8", "uint8")):
+        path = tmp_path / "out" / f"{name}.tflite"
+        told = read_metadata(path.read_bytes())
+        assert told.labels == ("amber", "blue", "cyan")
+        assert (told.mean, told.std) == ((0.0,) * 3, (255.0,) * 3)
+        assert LiteRTModel(path).input_dtype == dtype
+
+
+def test_weights_of_a_muffnet_have_the_classes_of_the_images(
+    photos, muffnet, tmp_path, monkeypatch
+):
+    keras.utils.set_random_seed(0)
+    network = MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=3)
+    path = tmp_path / "w.weights.h5"
+    network.save_weights(path)
+    loaded = []
+    monkeypatch.setattr(
+        quantize_classifier, "quantize", lambda model, _: loaded.append(model)
+    )
+    command = ["quantize", f"--model={path}", f"--output={tmp_path / 'out'}"]
+    images = f"--data={photos}"
+    muffnet(*command, images, "--alpha=0.1", "--size=32")
+    for wanted, found in zip(
+        network.get_weights(), loaded[0].get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+    for flags, missing in (
+        ([images, "--size=32"], "--alpha"),
+        ([images, "--alpha=0.1"], "--size"),
+        (["--data=d.npz", "--alpha=0.1", "--size=32"], "--classes"),
+    ):
+        error = muffnet(*command, *flags, status=1)
+        assert f"{missing} must be given for a .weights.h5 file" in error
+
+
+def given(**kwargs):
+    """Arguments as the command line gives them, the defaults filled in."""
+    flags = {"size": None, "train_images": None, "seed": 0, "on_bad": "raise"}
+    flags |= {"train_split": "train", "test_split": "test"}
+    return mock.Mock(**flags | kwargs)
+
+
+def test_as_many_channels_are_loaded_as_the_model_takes(photos):
+    model = keras.Sequential([keras.Input((8, 6, 1)), keras.layers.Flatten()])
+    train, test, names = quantize_classifier.load_data(
+        model, given(data=str(photos))
+    )
+    assert train[0].shape == (24, 8, 6, 1) and test[0].shape == (9, 8, 6, 1)
+    assert names == ["amber", "blue", "cyan"]
+
+
+def test_arrays_are_sampled_as_a_folder_is(tmp_path):
+    path = str(tmp_path / "d.npz")
+    numbers = np.arange(100)
+    np.savez(
+        path,
+        train_images=np.tile(numbers[:, None, None, None], (2, 2, 3)),
+        train_labels=numbers,
+        test_images=np.zeros((5, 2, 2, 3)),
+        test_labels=numbers[:5],
+    )
+    load, draws = quantize_classifier.load_data, []
+    for seed in (0, 0, 1):
+        (images, labels), test, _ = load(
+            None, given(data=path, train_images=20, seed=seed)
+        )
+        np.testing.assert_array_equal(images[:, 0, 0, 0], labels)
+        assert len(set(labels)) == 20 and len(test[0]) == 5
+        draws.append(labels.tolist())
+    # Not the first, which may be all of one class.
+    assert draws[0] == draws[1] != draws[2]
+    assert max(draws[0]) > 40
+    (images, _), _, _ = load(None, given(data=path))
+    assert len(images) == 100
+
+
+def test_what_the_data_lack_is_named(to_quantize, tmp_path, muffnet):
+    np.savez(tmp_path / "d.npz", train_images=np.zeros((1, 8, 8, 3)))
+    error = muffnet(
+        *("quantize", to_quantize[1], f"--data={tmp_path / 'd.npz'}"),
+        f"--output={tmp_path / 'out'}",
+        status=1,
+    )
+    for name in ("train_labels", "test_images", "test_labels"):
+        assert name in error
+    assert not list((tmp_path / "out").glob("*.tflite"))
+
+
+def test_flags_of_a_classifier_are_refused_for_a_detector(
+    tmp_path, muffnet, monkeypatch
+):
+    monkeypatch.setattr(
+        "keras_muffnet.detection.ssd.is_detector", lambda model: True
+    )
+    small_model(16, 2).save(tmp_path / "m.keras")
+    command = ["quantize", f"--model={tmp_path / 'm.keras'}", "--data=x"]
+    error = muffnet(*command, "--output=y", "--report", status=1)
+    assert "--report must be left out for a detector" in error
+
+
+def test_defaults_are_those_of_the_kind():
+    flags = dict.fromkeys(quantize.DEFAULTS)
+    for kind, engine, size in ((0, "tfmot", 32), (1, None, 8)):
+        args = quantize.with_defaults(mock.Mock(spec=[], **flags), kind)
+        assert (args.engine, args.batch_size) == (engine, size)
+        given_args = mock.Mock(spec=[], **flags | {"batch_size": 3})
+        assert quantize.with_defaults(given_args, kind).batch_size == 3
