@@ -41,6 +41,8 @@ LITERT_SERVING = [
     "orjson>=3.10,<4",
     "pillow>=11,<14",
     "protobuf>=5",
+    # Optional: tensors in JSON are read without it, more slowly.
+    "pysimdjson>=7,<8",
     "uvicorn>=0.30,<1",
     "uvloop>=0.19; sys_platform != 'win32'",
 ]

@@ -80,6 +80,7 @@ ABOVE_CORE_REQUIRES = {
         "google",
         "grpc",
         "orjson",
+        "simdjson",
         "tensorflow",
         "tensorflow_serving",
         "uvicorn",

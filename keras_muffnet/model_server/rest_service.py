@@ -266,7 +266,7 @@ class App:
                 self._metrics.observe(spec.model, api, "REST", status, seconds)
 
     def _predict(self, spec: "_Spec", body: bytes, unpack: int | None) -> bytes:
-        request = _read_json(body, unpack)
+        request = _read_json(body, unpack, numbers=True)
         key = json_tensors.signature_name(request)
         with self._manager.lease(*spec) as servable:
             signature = servable.signature(key)
@@ -383,13 +383,15 @@ def _has_web_origin(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     )
 
 
-def _read_json(body: bytes, max_unpacked: int | None) -> Mapping[str, Any]:
+def _read_json(
+    body: bytes, max_unpacked: int | None, numbers: bool = False
+) -> Mapping[str, Any]:
     if max_unpacked is not None:
         body = _unpack(body, max_unpacked)
     if len(body) < _LARGE:
-        return json_tensors.parse(body)
+        return json_tensors.parse(body, numbers)
     with _parsing:
-        return json_tensors.parse(body)
+        return json_tensors.parse(body, numbers)
 
 
 def _unpack(body: bytes, limit: int) -> bytes:
