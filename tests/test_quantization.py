@@ -577,7 +577,7 @@ path = quantization.convert(
 )
 print("range", quantization.finish(quantized, model).ranges["input_range"])
 try:
-    quantization.quantize_aware(model, x)
+    quantization.quantize_aware(model, x, engine="tfmot")
 except ImportError as error:
     print(error)
 """
@@ -688,6 +688,7 @@ class Measuring:
         model = MuffNet(
             input_shape=(16, 16, 3),
             classes=10,
+            classifier_activation=None,
             stem="cifar",
             stages=[
                 StageSpec([[2, 1, 3], [0, 4, 2], [0, 0, 5]]),
@@ -695,10 +696,7 @@ class Measuring:
                 StageSpec("none", 2, 16),
             ],
         )
-        model.compile(
-            keras.optimizers.SGD(0.05, momentum=0.9),
-            "sparse_categorical_crossentropy",
-        )
+        compile_with(keras, model, rate=0.05)
         model.fit(self.x, self.y, batch_size=64, epochs=6, verbose=0)
         self.model = model
         self.outputs["labels"] = y_test

@@ -210,9 +210,7 @@ def embed_metadata(
         _pack(builder, "ModelMetadata", metadata), _METADATA_IDENTIFIER
     )
     _set_metadata(schema, model, bytes(builder.Output()))
-    builder = _aligning(flatbuffers.Builder)(len(content))
-    builder.Finish(model.Pack(builder), _MODEL_IDENTIFIER)
-    packed = bytes(builder.Output())
+    packed = pack_model(model, len(content))
     if labels is None:
         return packed
     return _append_file(packed, _LABELS_FILE, "\n".join(labels) + "\n")
@@ -432,6 +430,22 @@ def _set_metadata(schema: Any, model: Any, packed: bytes) -> None:
         schema.MetadataT(name=_METADATA_NAME, buffer=len(model.buffers))
     )
     model.buffers.append(schema.BufferT(data=data))
+
+
+def pack_model(model: Any, size: int) -> bytes:
+    """Writes a `.tflite` file.
+
+    Args:
+        model: the file's content, as a `ModelT`.
+        size: about how many bytes there will be.
+
+    Returns:
+        The file's bytes.
+    """
+    flatbuffers = load_optional("flatbuffers", EXTRA)
+    builder = _aligning(flatbuffers.Builder)(size)
+    builder.Finish(model.Pack(builder), _MODEL_IDENTIFIER)
+    return bytes(builder.Output())
 
 
 def _aligning(builder: Any) -> Any:

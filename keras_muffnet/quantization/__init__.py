@@ -9,19 +9,21 @@ Post-training, in one call:
 With training under fake quantization:
 
     quantized = quantization.quantize_aware(model, images[:500])
-    quantized.compile(tf_keras.optimizers.SGD(5e-4, momentum=0.9), ...)
+    quantized.compile(keras.optimizers.SGD(5e-4, momentum=0.9), ...)
     quantized.fit(images, labels)
     quantization.convert(quantized, "model.tflite")
     model, ranges = quantization.finish(quantized, model)
 
-Two engines build the same plan. "tfmot", the default, uses TensorFlow's Model
-Optimization toolkit, which knows tf_keras, the former Keras 2, alone; so the
-model is rebuilt there. Both Keras versions live in one process, whichever is
-imported first. But tfmot sets the environment variable `TF_USE_LEGACY_KERAS`,
-so that from then on `tf.keras` means tf_keras, in this process and in those
-that it starts: code that counts on `tf.keras` being Keras 3 belongs in another
-one. "keras" needs neither package and trains on JAX and PyTorch, too; for it
-the model is `keras.Model`, and compiled with `keras.optimizers`.
+Two engines build the same plan and agree to the last level. "keras", the
+default, builds a `keras.Model`: it needs no second Keras, is compiled with the
+same optimizers and losses as the float model, and trains on JAX and PyTorch,
+too. `engine="tfmot"` uses TensorFlow's Model Optimization toolkit, for those
+whose training is built on it. It knows tf_keras, the former Keras 2, alone; so
+the model is rebuilt there, and compiled with `tf_keras.optimizers`. Both Keras
+versions live in one process, whichever is imported first. But tfmot sets the
+environment variable `TF_USE_LEGACY_KERAS`, so that from then on `tf.keras`
+means tf_keras, in this process and in those that it starts: code that counts
+on `tf.keras` being Keras 3 belongs in another one.
 
 Nothing of this is loaded before one of the functions is called.
 """

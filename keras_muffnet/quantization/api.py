@@ -55,10 +55,11 @@ def quantize_aware(
     model: "keras.Model",
     calibration_data: np.ndarray | Mapping[str, Range],
     *,
-    engine: Engine = "tfmot",
+    engine: Engine = "keras",
     input_range: Range | None = None,
     float_layers: Iterable[str] = (),
     weight_bits: Mapping[str, int] | None = None,
+    per_channel: bool | Mapping[str, bool] = True,
 ) -> Any:
     """Makes a trainable copy of a model that computes as if in integers.
 
@@ -68,8 +69,10 @@ def quantize_aware(
     by then: its statistics do not change any more. Weights that are zero stay
     zero, so that a pruned model stays as sparse.
 
-    The copy gives logits: a softmax at the model's end is left out. In int8 a
-    probability is a multiple of 1/256, so that close classes tie.
+    The copy has the model's name, the names and the structure of its outputs,
+    and its layers that are not trained; so it is compiled with the same losses
+    and metrics. A softmax that the model ends in stays in training, in float;
+    `convert` leaves it out of the file unless asked for.
 
     Args:
         model: a trained functional or sequential Keras 3 model of one input, a
@@ -77,15 +80,18 @@ def quantize_aware(
         calibration_data: float images `(n, height, width, channels)`, scaled
             as the model wants them; some hundreds of the training split. Or
             the ranges that `finish` gave.
-        engine: "tfmot" or "keras"; see above.
+        engine: "keras" or "tfmot"; see `keras_muffnet.quantization`.
         input_range: lowest and highest value of the scaled images. None finds
             it in the data, where it is (0, 1), (0, 255) or that of
             `keras_muffnet.preprocess_input`, and otherwise takes the data's.
         float_layers: names of layers to leave in float.
         weight_bits: 4 or 8 for the kernels of the layers named; others have 8.
+        per_channel: whether each output channel of a kernel has a scale of its
+            own, as is most exact. False gives each kernel one scale; a dict
+            does so for the layers named, as in `{"conv1": False}`.
 
     Returns:
-        A `tf_keras.Model` or, with engine "keras", a `keras.Model`, not
+        A `keras.Model` or, with engine "tfmot", a `tf_keras.Model`, not
         compiled. Train it gently: SGD with a learning rate that decays from
         5e-4 or less. Its `save` keeps the ranges and, once it is compiled, the
         optimizer's state; `load` reads them.
@@ -99,10 +105,14 @@ def quantize_aware(
 
     if engine not in ("tfmot", "keras"):
         raise ValueError(
-            f"`engine` must be 'tfmot' or 'keras'. Received: engine={engine!r}"
+            f"`engine` must be 'keras' or 'tfmot'. Received: engine={engine!r}"
         )
+    _check_is_keras_3(model)
     planned = plan.plan_quantization(
-        model, float_layers=float_layers, weight_bits=weight_bits
+        model,
+        float_layers=float_layers,
+        weight_bits=weight_bits,
+        per_channel=per_channel,
     )
     build = load_module(f"{engine}_engine").build
     if isinstance(calibration_data, Mapping):
@@ -130,14 +140,15 @@ def quantize_post_training(
     input_range: Range | None = None,
     float_layers: Iterable[str] = (),
     weight_bits: Mapping[str, int] | None = None,
+    per_channel: bool | Mapping[str, bool] = True,
     io_dtype: str = "int8",
+    softmax: bool = False,
     labels: Sequence[str] | None = None,
     normalization: tuple[float, float] | None = None,
 ) -> pathlib.Path:
     """Writes a model as a quantized LiteRT file, without training it.
 
-    What `quantize_aware` and `convert` do, one after the other, with the
-    engine "keras".
+    What `quantize_aware` and `convert` do, one after the other.
 
     Args:
         model: see `quantize_aware`.
@@ -146,7 +157,9 @@ def quantize_post_training(
         input_range: see `quantize_aware`.
         float_layers: see `quantize_aware`.
         weight_bits: see `quantize_aware`.
+        per_channel: see `quantize_aware`.
         io_dtype: see `convert`.
+        softmax: see `convert`.
         labels: see `convert`.
         normalization: see `convert`.
 
@@ -160,15 +173,16 @@ def quantize_post_training(
     quantized = quantize_aware(
         model,
         calibration_data,
-        engine="keras",
         input_range=input_range,
         float_layers=float_layers,
         weight_bits=weight_bits,
+        per_channel=per_channel,
     )
     return convert(
         quantized,
         path,
         io_dtype=io_dtype,
+        softmax=softmax,
         labels=labels,
         normalization=normalization,
     )
@@ -191,7 +205,7 @@ def prune(model: "keras.Model", sparsity: float, steps: int) -> Any:
             quarters of them.
 
     Returns:
-        A `tf_keras.Model` that gives logits, not compiled.
+        A `tf_keras.Model`, not compiled.
 
     Raises:
         ValueError: as `quantize_aware`, or if an argument is not as above.
@@ -205,6 +219,7 @@ def prune(model: "keras.Model", sparsity: float, steps: int) -> Any:
             f"Received: {sparsity!r}"
         )
     positive_integer("steps", steps)
+    _check_is_keras_3(model)
     planned = plan.plan_quantization(model)
     return load_module("tfmot_engine").build_prunable(planned, sparsity, steps)
 
@@ -225,7 +240,7 @@ def cluster(model: "keras.Model", clusters: int) -> Any:
             of no more weights stays as it is.
 
     Returns:
-        A `tf_keras.Model` that gives logits, not compiled.
+        A `tf_keras.Model`, not compiled.
 
     Raises:
         ValueError: as `quantize_aware`, or if an argument is not as above.
@@ -237,6 +252,7 @@ def cluster(model: "keras.Model", clusters: int) -> Any:
         raise ValueError(
             f"`clusters` must be at least 2. Received: {clusters!r}"
         )
+    _check_is_keras_3(model)
     planned = plan.plan_quantization(model)
     return load_module("tfmot_engine").build_clusterable(planned, clusters)
 
@@ -298,6 +314,25 @@ def report(
             matplotlib, are not installed.
     """
     return load_module("reporting").report(model, tflite, data, picture)
+
+
+def _check_is_keras_3(model: Any) -> None:
+    import keras
+
+    if isinstance(model, keras.Model):
+        return
+    kind = type(model)
+    old = any(c.__module__.startswith("tf_keras.") for c in kind.__mro__)
+    raise ValueError(
+        f"`model` must be a Keras 3 model. Received: {model!r}"
+        + (
+            f", of tf_keras ({kind.__module__}). Build it again with the same "
+            "layers of `keras` and copy the weights: "
+            "`new_model.set_weights(model.get_weights())`"
+            if old
+            else ""
+        )
+    )
 
 
 def _checked_ranges(ranges: Mapping[str, Range], plan: Any) -> dict:

@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_muffnet.litert import read_operations
+from keras_muffnet.litert.scales import with_single_scales
+from keras_muffnet.quantization.weights import engine_of
 
 # What a file has whose weights were not frozen: right answers, ten times
 # slower.
@@ -22,13 +24,16 @@ _UNFROZEN = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 Configure = Callable[[tf.lite.TFLiteConverter], None]
 
 
-def convert_quantized(model: Any, io_dtype: str) -> bytes:
+def convert_quantized(
+    model: Any, io_dtype: str, softmax: bool = False
+) -> bytes:
     """Converts a model that is fake-quantized throughout, or in most layers.
 
     Args:
         model: a model made by one of the engines. One in Keras 3 that does not
             run on TensorFlow here is converted by another process.
         io_dtype: name of the type of the file's inputs and outputs.
+        softmax: whether a softmax that the model ends in is part of the file.
 
     Returns:
         The `.tflite` file's bytes.
@@ -39,7 +44,10 @@ def convert_quantized(model: Any, io_dtype: str) -> bytes:
     """
     is_keras_3 = isinstance(model, keras.Model)
     if is_keras_3 and keras.backend.backend() != "tensorflow":
-        return _converted_elsewhere(model, io_dtype)
+        return _converted_elsewhere(model, io_dtype, softmax)
+    engine = engine_of(model)
+    if not softmax:
+        model = engine.without_softmax(model)
 
     def configure(converter: tf.lite.TFLiteConverter) -> None:
         # Without optimizations the converter leaves float operations.
@@ -47,7 +55,9 @@ def convert_quantized(model: Any, io_dtype: str) -> bytes:
         converter.inference_input_type = tf.dtypes.as_dtype(io_dtype)
         converter.inference_output_type = tf.dtypes.as_dtype(io_dtype)
 
-    content = _convert(model, configure)
+    with engine.dense_kernels_in_float(model):
+        content = _convert(model, configure, quantized=True)
+    content = with_single_scales(content)
     has_float_layers = any("barrier" in n.lower() for n in _class_names(model))
     unwanted = [] if has_float_layers else _float_operations(content)
     if unwanted:
@@ -96,12 +106,33 @@ def convert_float(
     return _convert(model, configure)
 
 
-def _convert(model: Any, configure: Configure) -> bytes:
-    (shape,) = [tuple(x.shape[1:]) for x in model.inputs]
+def _convert(
+    model: Any, configure: Configure, quantized: bool = False
+) -> bytes:
+    names = ["images"]
+    if len(model.inputs) > 1:
+        names = [x.name for x in model.inputs]
+    softmax = engine_of(model).final_softmax(model) if quantized else []
 
-    @tf.function(input_signature=[tf.TensorSpec((1, *shape), name="images")])
-    def serve(images: tf.Tensor) -> Any:
-        return model(images, training=False)
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((1, *x.shape[1:]), x.dtype, name)
+            for x, name in zip(model.inputs, names, strict=True)
+        ]
+    )
+    def serve(*tensors: tf.Tensor) -> Any:
+        outputs = model(
+            tensors if len(tensors) > 1 else tensors[0], training=False
+        )
+        if not any(softmax):
+            return outputs
+        flat = tf.nest.flatten(outputs)
+        for k, is_softmax in enumerate(softmax):
+            if is_softmax:  # the only range that LiteRT has for it
+                flat[k] = tf.quantization.fake_quant_with_min_max_args(
+                    flat[k], 0.0, 255 / 256
+                )
+        return tf.nest.pack_sequence_as(outputs, flat)
 
     # Holding the variables, not the model, saves nothing but this function:
     # tf_keras would add one or more for every layer, which takes a minute.
@@ -144,13 +175,18 @@ def _class_names(model: Any) -> list[str]:
     return [type(layer).__name__ for layer in model.layers]
 
 
-def _converted_elsewhere(model: keras.Model, io_dtype: str) -> bytes:
+def _converted_elsewhere(
+    model: keras.Model, io_dtype: str, softmax: bool
+) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         saved = os.path.join(folder, "model.keras")
         written = pathlib.Path(folder, "model.tflite")
         model.save(saved)
         done = subprocess.run(
-            [sys.executable, "-m", __name__, saved, written, io_dtype],
+            [
+                *(sys.executable, "-m", __name__, saved, written, io_dtype),
+                *["softmax"] * softmax,
+            ],
             env={**os.environ, "KERAS_BACKEND": "tensorflow"},
             capture_output=True,
             text=True,
@@ -164,5 +200,7 @@ if __name__ == "__main__":
     from keras_muffnet.quantization import load
 
     pathlib.Path(sys.argv[2]).write_bytes(
-        convert_quantized(load(sys.argv[1]), sys.argv[3])
+        convert_quantized(
+            load(sys.argv[1]), sys.argv[3], "softmax" in sys.argv[4:]
+        )
     )

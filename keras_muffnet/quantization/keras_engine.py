@@ -1,5 +1,8 @@
 """Fake-quantized models in Keras 3, on any of its backends."""
 
+import contextlib
+from collections.abc import Collection
+from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +16,7 @@ from keras_muffnet.quantization.plan import INPUT_RANGE
 from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import Range
 from keras_muffnet.quantization.plan import assemble
+from keras_muffnet.quantization.plan import ends_to_add
 from keras_muffnet.quantization.plan import layer_settings
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
@@ -36,6 +40,8 @@ class FakeQuantized(layers.Wrapper):
         layer: the layer, with weights of its own or none.
         weight_bits: bits of the kernel, 4 or 8; 0 leaves it in float.
         output_range: limits of the output; None leaves it unquantized.
+        per_channel: whether each output channel of the kernel has a range of
+            its own. That of a dense layer has one range if it has 4 bits.
     """
 
     def __init__(
@@ -43,10 +49,14 @@ class FakeQuantized(layers.Wrapper):
         layer: layers.Layer,
         weight_bits: int = 8,
         output_range: Sequence[float] | None = None,
+        per_channel: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.weight_bits = weight_bits
+        self.per_channel = per_channel
+        # See `dense_kernels_in_float`.
+        self.kernel_in_float = False
         self.output_range = output_range and tuple(output_range)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -68,20 +78,17 @@ class FakeQuantized(layers.Wrapper):
 
     def _rounded(self, kernel: Any, bias: Sequence[Any], training: bool) -> Any:
         kernel = ops.convert_to_tensor(kernel)
+        if self.kernel_in_float:
+            return kernel
         if training:  # let no gradient reach what was pruned
             kept = ops.cast(ops.not_equal(kernel, 0), kernel.dtype)
             kernel = kernel * ops.stop_gradient(kept)
-        per_channel = not isinstance(self.layer, layers.Dense)
+        per_channel = self.per_channel and not self._is_small_dense()
         shape = kernel.shape
         if isinstance(self.layer, layers.DepthwiseConv2D):
             # The channels must be on one axis, the last.
             kernel = ops.reshape(kernel, (*shape[:2], 1, -1))
-        axes = tuple(range(len(shape) - 1)) if per_channel else None
-        limit = ops.max(ops.abs(kernel), axis=axes)
-        for b in bias:
-            least = ops.abs(b) * _LEAST_TO_BIAS
-            limit = ops.maximum(limit, least if per_channel else ops.max(least))
-        limit = ops.stop_gradient(ops.maximum(limit, _LEAST))
+        limit = self._limit(kernel, bias, per_channel)
         kernel = keras.quantizers.fake_quant_with_min_max_vars(
             kernel,
             -limit,
@@ -92,6 +99,34 @@ class FakeQuantized(layers.Wrapper):
         )
         return ops.reshape(kernel, shape)
 
+    def _limit(
+        self, kernel: Any, bias: Sequence[Any], per_channel: bool
+    ) -> Any:
+        """The greatest weight that can be written, of each channel or all."""
+        axes = tuple(range(len(kernel.shape) - 1)) if per_channel else None
+        limit = ops.max(ops.abs(kernel), axis=axes)
+        for b in bias:
+            least = ops.abs(b) * _LEAST_TO_BIAS
+            limit = ops.maximum(limit, least if per_channel else ops.max(least))
+        return ops.stop_gradient(ops.maximum(limit, _LEAST))
+
+    def _is_small_dense(self) -> bool:
+        # No converter writes a dense kernel of 4 bits with several scales.
+        return isinstance(self.layer, layers.Dense) and self.weight_bits == 4
+
+    def converter_rounds_kernel(self) -> bool:
+        """Whether the converter alone finds the scales found here.
+
+        It does where no channel's is above that of its greatest weight.
+        """
+        dense = isinstance(self.layer, layers.Dense) and self.weight_bits == 8
+        if not dense or not self.per_channel:
+            return False
+        kernel, *bias = map(ops.convert_to_tensor, self.layer.weights)
+        greatest = ops.max(ops.abs(kernel), axis=0)
+        limit = self._limit(kernel, bias, per_channel=True)
+        return bool(ops.all(limit <= greatest))
+
     def compute_output_shape(self, input_shape: Any) -> Any:
         return self.layer.compute_output_shape(input_shape)
 
@@ -100,7 +135,33 @@ class FakeQuantized(layers.Wrapper):
             **super().get_config(),
             "weight_bits": self.weight_bits,
             "output_range": self.output_range,
+            "per_channel": self.per_channel,
         }
+
+
+@contextlib.contextmanager
+def dense_kernels_in_float(model: keras.Model) -> Iterator[None]:
+    """Meanwhile leaves the rounding of dense kernels to the converter.
+
+    It fails on a dense kernel that is rounded with a scale for each channel,
+    but rounds one in float that way itself. Where it would find other scales,
+    the kernel is rounded here, with one scale.
+    """
+    changed = [
+        (layer, layer.per_channel)
+        for layer in model.layers
+        if isinstance(layer, FakeQuantized)
+        and isinstance(layer.layer, layers.Dense)
+    ]
+    for layer, per_channel in changed:
+        layer.kernel_in_float = layer.converter_rounds_kernel()
+        layer.per_channel = per_channel and layer.kernel_in_float
+    try:
+        yield
+    finally:
+        for layer, per_channel in changed:
+            layer.kernel_in_float = False
+            layer.per_channel = per_channel
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -135,6 +196,11 @@ class FloatBarrier(layers.Layer):
         return input_shape
 
 
+@keras.saving.register_keras_serializable(_PACKAGE)
+class FinalSoftmax(layers.Softmax):
+    """The softmax that a model ends in: for training, and not in integers."""
+
+
 # The kinds that Keras does not have itself.
 _KINDS = {
     "ChannelGather": FixedGather,
@@ -156,7 +222,38 @@ def build(plan: Plan, ranges: Sequence[Range] | None = None) -> keras.Model:
     """
     images, tensors = _connect(plan, ranges)
     outputs = [tensors[number] for number in plan.outputs]
-    return keras.Model(images, outputs if len(outputs) > 1 else outputs[0])
+    if ranges is None:
+        return keras.Model(images, outputs)
+    ends = plan.ends
+    borne = ends_to_add(plan)
+    for k, name in enumerate(ends.output_names):
+        if name in borne and ends.softmax[k] is not None:
+            softmax = FinalSoftmax(ends.softmax[k], name=name, dtype="float32")
+            outputs[k] = softmax(outputs[k])
+        elif name in borne:
+            identity = layers.Identity(name=name, dtype="float32")
+            outputs[k] = identity(outputs[k])
+    arranged = keras.tree.map_structure(
+        outputs.__getitem__, ends.output_structure
+    )
+    return keras.Model(images, arranged, name=ends.name)
+
+
+def final_softmax(model: keras.Model) -> list[bool]:
+    """For each output whether it is that of a `FinalSoftmax`."""
+    ends = [model.get_layer(name) for name in model.output_names]
+    return [isinstance(end, FinalSoftmax) for end in ends]
+
+
+def without_softmax(model: keras.Model) -> keras.Model:
+    """The model up to its logits."""
+    ends = [model.get_layer(name) for name in model.output_names]
+    outputs = [
+        end.input if isinstance(end, FinalSoftmax) else x
+        for end, x in zip(ends, model.outputs, strict=True)
+    ]
+    arranged = keras.tree.pack_sequence_as(model.output, outputs)
+    return keras.Model(model.inputs, arranged, name=model.name)
 
 
 def bare(layer: layers.Layer) -> layers.Layer:
@@ -223,22 +320,25 @@ def _connect(
 ) -> tuple[Any, list[Any]]:
     """Returns the input and all tensors of a plan, by number."""
     made: dict[str, layers.Layer] = {}
+    taken = set() if ranges is None else ends_to_add(plan)
 
     def call(step: Step, x: Any) -> Any:
         if step.kind not in KERNELS:
-            return _make_layer(step, ranges)(x)
+            return _make_layer(step, ranges, taken)(x)
         if step.layer_name in made:
             return made[step.layer_name](x)
-        layer = made[step.layer_name] = _make_layer(step, ranges)
+        layer = made[step.layer_name] = _make_layer(step, ranges, taken)
         x = layer(x)
         layer.set_weights(step.weights)
         return x
 
-    images = keras.Input(plan.input_shape, name="images")
+    images = keras.Input(plan.input_shape, name=plan.ends.input_names[0])
     return images, assemble(plan, images, call)
 
 
-def _make_layer(step: Step, ranges: Sequence[Range] | None) -> layers.Layer:
+def _make_layer(
+    step: Step, ranges: Sequence[Range] | None, taken: Collection[str]
+) -> layers.Layer:
     is_kernel = step.kind in KERNELS
     name = step.layer_name if is_kernel else step.name
     kind = _KINDS.get(step.kind) or getattr(layers, step.kind)
@@ -254,6 +354,7 @@ def _make_layer(step: Step, ranges: Sequence[Range] | None) -> layers.Layer:
         layer,
         step.bits if is_kernel else 0,
         output_range,
-        name=name,
+        step.per_channel,
+        name=f"{name}_inner" if name in taken else name,
         dtype="float32",
     )

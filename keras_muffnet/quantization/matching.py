@@ -155,7 +155,8 @@ def _scopes(name: str, numbered: bool) -> set[str]:
     # What is last in a path names the operation.
     scopes = [s for path in name.split(";") for s in path.split("/")[:-1]]
     if numbered:
-        return {re.sub(r"_\d+$", "", scope) for scope in scopes}
+        scopes = [re.sub(r"_\d+$", "", scope) for scope in scopes]
+        return {scope.removesuffix("_inner") for scope in scopes}
     return {*scopes, *(scope.removeprefix("quant_") for scope in scopes)}
 
 

@@ -21,6 +21,9 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_muffnet.graph import trace
+from keras_muffnet.quantization.ends import Ends
+from keras_muffnet.quantization.ends import read_ends
 from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Rewriting
@@ -65,6 +68,7 @@ class Plan(NamedTuple):
         ranges: for each range the names of the steps whose outputs share it.
             The first range is the input's.
         fixed: for each range its limits, where they are known beforehand.
+        ends: names of the model's inputs and outputs, and the latter's order.
     """
 
     input_shape: tuple[int, int, int]
@@ -72,6 +76,7 @@ class Plan(NamedTuple):
     outputs: tuple[int, ...]
     ranges: tuple[tuple[str, ...], ...]
     fixed: tuple[Range | None, ...]
+    ends: Ends
 
 
 def plan_quantization(
@@ -79,6 +84,7 @@ def plan_quantization(
     *,
     float_layers: Iterable[str] = (),
     weight_bits: Mapping[str, int] | None = None,
+    per_channel: bool | Mapping[str, bool] = True,
     share_ranges: bool = True,
 ) -> Plan:
     """Plans the quantization of a model.
@@ -88,6 +94,8 @@ def plan_quantization(
             of channels-last images of known size.
         float_layers: names of layers to leave in float.
         weight_bits: bits of the kernels of the layers named, 4 or 8.
+        per_channel: whether a kernel has a range for each output channel; or
+            that of the layers named, where it is not so.
         share_ranges: False gives each unit a range of its own, even where the
             converter then has to requantize; for comparison.
 
@@ -102,7 +110,21 @@ def plan_quantization(
             f"Received: {float_layers!r}"
         )
     lowered = lower(model)
-    steps = _with_bits(lowered.steps, tuple(float_layers), weight_bits or {})
+    if isinstance(per_channel, bool):
+        default, per_channel = per_channel, {}
+    else:
+        default = True
+    weight_bits = weight_bits or {}
+    _check_names(lowered.steps, tuple(float_layers), weight_bits, per_channel)
+    untrained = _untrained_layers(model)
+    steps = [
+        _with_settings(
+            step, set(float_layers), weight_bits, per_channel, default
+        )._replace(
+            trainable=step.trainable and not untrained & set(step.sources[:1])
+        )
+        for step in lowered.steps
+    ]
     steps, outputs = _with_barriers(steps, lowered.outputs)
     folded = _folded(steps, outputs)
     moving = _MOVING if share_ranges else tuple({*_MOVING} - {"Concatenate"})
@@ -142,6 +164,7 @@ def plan_quantization(
         outputs,
         tuple(map(tuple, ranges)),
         tuple(fixed),
+        read_ends(model),
     )
 
 
@@ -178,6 +201,26 @@ def find_ranges(
         high = max([0.0, *(high for _, high in needed)])
         ranges.append(fixed or (low, high if low < high else 1.0))
     return ranges
+
+
+def ends_to_add(plan: Plan) -> set[str]:
+    """Names of the outputs that a layer behind the last step has to bear.
+
+    There is one for a softmax, and one where an output would otherwise not
+    have the name that it has in the model.
+    """
+    ends = plan.ends
+    made = []
+    for number in plan.outputs:
+        step = plan.steps[number - 1]
+        made.append(step.layer_name if step.kind in KERNELS else step.name)
+    return {
+        name
+        for name, maker, axis in zip(
+            ends.output_names, made, ends.softmax, strict=True
+        )
+        if axis is not None or maker != name
+    }
 
 
 def layer_settings(step: Step, quantized: bool) -> dict[str, Any]:
@@ -217,40 +260,73 @@ def assemble(
     return tensors
 
 
-def _with_bits(
+def _check_names(
     steps: Sequence[Step],
     float_layers: Sequence[str],
     weight_bits: Mapping[str, int],
-) -> list[Step]:
-    for name in (*float_layers, *weight_bits):
+    per_channel: Mapping[str, bool],
+) -> None:
+    """Raises for names of no layers and settings that there are not."""
+    for name in (*float_layers, *weight_bits, *per_channel):
         kinds = {s.kind for s in steps if name in s.sources}
         if not kinds:
             known = sorted({n for step in steps for n in step.sources})
             close = difflib.get_close_matches(str(name), known)
             raise ValueError(
-                "`float_layers` and `weight_bits` must name layers of the "
-                f"model. Received: {name!r}"
+                "`float_layers`, `weight_bits` and `per_channel` must name "
+                f"layers of the model. Received: {name!r}"
                 + (f"; close to it: {', '.join(close)}" if close else "")
             )
-        if name in weight_bits and not kinds & set(KERNELS):
-            raise ValueError(
-                "`weight_bits` must name layers with a kernel. "
-                f"Received: {name!r}"
-            )
+        for argument, names in (
+            ("weight_bits", weight_bits),
+            ("per_channel", per_channel),
+        ):
+            if name in names and not kinds & set(KERNELS):
+                raise ValueError(
+                    f"`{argument}` must name layers with a kernel. "
+                    f"Received: {name!r}"
+                )
     for name, bits in weight_bits.items():
         if bits not in (4, 8):
             raise ValueError(
                 f"`weight_bits` must be 4 or 8. Received: {bits} for {name!r}"
             )
-    result = []
-    for step in steps:
-        bits = 0 if set(step.sources) & set(float_layers) else 8
-        if bits and step.kind in KERNELS:
-            bits = next(
-                (weight_bits[n] for n in step.sources if n in weight_bits), 8
+    for name, wanted in per_channel.items():
+        if not isinstance(wanted, bool):
+            raise ValueError(
+                "`per_channel` must be True or False. "
+                f"Received: {wanted!r} for {name!r}"
             )
-        result.append(step._replace(bits=bits))
-    return result
+
+
+def _with_settings(
+    step: Step,
+    float_layers: set[str],
+    weight_bits: Mapping[str, int],
+    per_channel: Mapping[str, bool],
+    default: bool,
+) -> Step:
+    """A step with what is asked for of its layers, above all of the first."""
+    if step.kind not in KERNELS:
+        return step._replace(
+            bits=0 if float_layers.intersection(step.sources) else 8
+        )
+    bits = [weight_bits[name] for name in step.sources if name in weight_bits]
+    wanted = [per_channel[name] for name in step.sources if name in per_channel]
+    is_float = float_layers.intersection(step.sources)
+    return step._replace(
+        bits=0 if is_float else (*bits, 8)[0],
+        per_channel=(*wanted, default)[0],
+    )
+
+
+def _untrained_layers(model: keras.Model) -> set[str]:
+    """Names of the layers, in nested models too, that are not trained."""
+    return {
+        call.operation.name
+        for call in trace(model).calls
+        if not getattr(call.operation, "trainable", True)
+    }
 
 
 def _with_barriers(

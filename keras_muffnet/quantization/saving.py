@@ -29,6 +29,7 @@ def convert(
     *,
     precision: Precision = "int8",
     io_dtype: str = "int8",
+    softmax: bool = False,
     labels: Sequence[str] | None = None,
     normalization: tuple[float, float] | None = None,
     calibration_data: np.ndarray | None = None,
@@ -52,6 +53,9 @@ def convert(
             finds itself; without shared ranges, and several times slower.
         io_dtype: type of the input and the output for "int8": "int8", "uint8"
             or "float32". Those of the other precisions are float32.
+        softmax: whether an int8 file ends in the softmax that the model ends
+            in. By default it ends in logits: in int8 a probability is a
+            multiple of 1/256, so that close classes tie.
         labels: names of the classes, for the metadata.
         normalization: mean and standard deviation, in pixels of 0 to 255, that
             the model's images are scaled with; (128, 128) for
@@ -90,7 +94,7 @@ def convert(
     )
     conversion = load_module("conversion")
     if precision == "int8":
-        content = conversion.convert_quantized(model, io_dtype)
+        content = conversion.convert_quantized(model, io_dtype, softmax)
     else:
         content = conversion.convert_float(model, precision, calibration_data)
     if normalization is not None:

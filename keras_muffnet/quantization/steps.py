@@ -31,7 +31,9 @@ class Step(NamedTuple):
         range: number of the range that its output is quantized with; None
             where its output is not quantized.
         bits: bits of the kernel, 0 for a step left in float.
-        trainable: False for weights that no kernel of the model became.
+        trainable: False for weights that no kernel of the model became, and
+            for those of a layer that is not trained.
+        per_channel: whether the kernel's output channels have a range each.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Step(NamedTuple):
     range: int | None = None
     bits: int = 8
     trainable: bool = True
+    per_channel: bool = True
 
 
 class Lowered(NamedTuple):

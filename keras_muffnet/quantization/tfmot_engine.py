@@ -1,6 +1,8 @@
 """Fake-quantized models in tf_keras, by way of tfmot."""
 
+import contextlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,16 +82,22 @@ class KernelQuantizer(quantizers.Quantizer):
     before the last update. Weights that are zero stay zero in training.
 
     Args:
-        kind: kind of the layer. Each output channel has its own range, but
-            for "Dense": the converter fails on a dense kernel with several.
+        kind: kind of the layer.
         bits: 4 or 8.
+        per_channel: whether each output channel has a range of its own. That
+            of a dense layer has one range if it has 4 bits.
         bias: the layer's, if it has one.
     """
 
-    def __init__(self, kind: str, bits: int, bias: Any = None) -> None:
+    def __init__(
+        self, kind: str, bits: int, per_channel: bool, bias: Any = None
+    ) -> None:
         self.kind = kind
         self.bits = bits
+        self.per_channel = per_channel
         self._bias = bias
+        # See `dense_kernels_in_float`.
+        self.kernel_in_float = False
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict:
         return {}
@@ -97,31 +105,48 @@ class KernelQuantizer(quantizers.Quantizer):
     def __call__(
         self, inputs: tf.Tensor, training: bool, weights: dict, **kwargs: Any
     ) -> tf.Tensor:
+        if self.kernel_in_float:
+            return inputs
         kernel, shape = inputs, inputs.shape
         if training:  # let no gradient reach what was pruned
             kept = tf.cast(tf.not_equal(kernel, 0), kernel.dtype)
             kernel = kernel * tf.stop_gradient(kept)
         quantize = tf.quantization.fake_quant_with_min_max_vars_per_channel
-        axes: list[int] | None = [0, 1, 2]
-        if self.kind == "Dense":
+        small_dense = self.kind == "Dense" and self.bits == 4
+        per_channel = self.per_channel and not small_dense
+        if not per_channel:
             quantize = tf.quantization.fake_quant_with_min_max_vars
-            axes = None
-        elif self.kind == "DepthwiseConv2D":
+        if self.kind == "DepthwiseConv2D":
             # The channels must be on one axis, the last.
             kernel = tf.reshape(kernel, (*shape[:2], 1, -1))
-        limit = tf.reduce_max(tf.abs(kernel), axis=axes)
-        if self._bias is not None:
-            least = tf.abs(self._bias) * _LEAST_TO_BIAS
-            least = tf.reduce_max(least) if axes is None else least
-            limit = tf.maximum(limit, least)
-        limit = tf.stop_gradient(tf.maximum(limit, _LEAST))
+        limit = self._limit(kernel, per_channel)
         kernel = quantize(
             kernel, -limit, limit, num_bits=self.bits, narrow_range=True
         )
         return tf.reshape(kernel, shape)
 
+    def _limit(self, kernel: tf.Tensor, per_channel: bool) -> tf.Tensor:
+        axes = list(range(len(kernel.shape) - 1)) if per_channel else None
+        limit = tf.reduce_max(tf.abs(kernel), axis=axes)
+        if self._bias is not None:
+            least = tf.abs(self._bias) * _LEAST_TO_BIAS
+            least = least if per_channel else tf.reduce_max(least)
+            limit = tf.maximum(limit, least)
+        return tf.stop_gradient(tf.maximum(limit, _LEAST))
+
+    def converter_rounds(self, kernel: tf.Tensor) -> bool:
+        """See `keras_engine.FakeQuantized.converter_rounds_kernel`."""
+        if self.kind != "Dense" or self.bits == 4 or not self.per_channel:
+            return False
+        greatest = tf.reduce_max(tf.abs(kernel), axis=0)
+        return bool(tf.reduce_all(self._limit(kernel, True) <= greatest))
+
     def get_config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "bits": self.bits}
+        return {
+            "kind": self.kind,
+            "bits": self.bits,
+            "per_channel": self.per_channel,
+        }
 
 
 @tf_keras.saving.register_keras_serializable(_PACKAGE)
@@ -133,6 +158,7 @@ class StepConfig(QuantizeConfig):
         weight_bits: bits of the kernel, where the layer has one; 0 leaves it
             in float.
         output_range: limits of the output; None leaves it unquantized.
+        per_channel: see `KernelQuantizer`.
     """
 
     def __init__(
@@ -140,7 +166,10 @@ class StepConfig(QuantizeConfig):
         kind: str,
         weight_bits: int,
         output_range: Sequence[float] | None,
+        per_channel: bool = True,
     ) -> None:
+        self.per_channel = per_channel
+        self.kernel_quantizer: KernelQuantizer | None = None
         self.kind = kind
         self.weight_bits = weight_bits
         self.output_range = output_range and tuple(output_range)
@@ -153,8 +182,11 @@ class StepConfig(QuantizeConfig):
     def get_weights_and_quantizers(self, layer: Any) -> list:
         if self._kernel is None:
             return []
-        quantizer = KernelQuantizer(self.kind, self.weight_bits, layer.bias)
-        return [(getattr(layer, self._kernel), quantizer)]
+        if self.kernel_quantizer is None:
+            self.kernel_quantizer = KernelQuantizer(
+                self.kind, self.weight_bits, self.per_channel, layer.bias
+            )
+        return [(getattr(layer, self._kernel), self.kernel_quantizer)]
 
     def set_quantize_weights(self, layer: Any, quantize_weights: list) -> None:
         if self._kernel is not None:
@@ -184,6 +216,7 @@ class StepConfig(QuantizeConfig):
             "kind": self.kind,
             "weight_bits": self.weight_bits,
             "output_range": self.output_range,
+            "per_channel": self.per_channel,
         }
 
 
@@ -214,6 +247,11 @@ class FakeQuantized(QuantizeWrapperV2):
     def load_own_variables(self, store: Any) -> None:
         for variable in self.weights:
             variable.assign(store[variable.name.rpartition("/")[2]])
+
+
+@tf_keras.saving.register_keras_serializable(_PACKAGE)
+class FinalSoftmax(tf_keras.layers.Softmax):
+    """See `keras_engine.FinalSoftmax`."""
 
 
 # The kinds that tf_keras does not have itself.
@@ -247,6 +285,7 @@ def build(plan: Plan, ranges: Sequence[Range]) -> tf_keras.Model:
             step.kind,
             step.bits,
             None if step.range is None else ranges[step.range],
+            step.per_channel,
         )
         return FakeQuantized(layer, config)
 
@@ -363,7 +402,54 @@ def _build(plan: Plan, wrap: Wrap, quantized: bool) -> tf_keras.Model:
             made[step.layer_name] = layer
         return layer(x)
 
-    images = tf_keras.Input(plan.input_shape, name="images")
+    images = tf_keras.Input(plan.input_shape, name=plan.ends.input_names[0])
     tensors = assemble(plan, images, call)
     outputs = [tensors[number] for number in plan.outputs]
-    return tf_keras.Model(images, outputs if len(outputs) > 1 else outputs[0])
+    ends = plan.ends
+    made_by = [x.node.layer.name for x in outputs]
+    for k, (name, axis) in enumerate(
+        zip(ends.output_names, ends.softmax, strict=True)
+    ):
+        if axis is not None:
+            outputs[k] = FinalSoftmax(axis, name=name)(outputs[k])
+        elif made_by[k] != name:
+            outputs[k] = tf_keras.layers.Identity(name=name)(outputs[k])
+    arranged = tf.nest.map_structure(outputs.__getitem__, ends.output_structure)
+    return tf_keras.Model(images, arranged, name=ends.name)
+
+
+@contextlib.contextmanager
+def dense_kernels_in_float(model: tf_keras.Model) -> Iterator[None]:
+    """See `keras_engine.dense_kernels_in_float`."""
+    changed = []
+    for layer in model.layers:
+        config = getattr(layer, "quantize_config", None)
+        quantizer = getattr(config, "kernel_quantizer", None)
+        if quantizer is not None and quantizer.kind == "Dense":
+            changed.append((quantizer, quantizer.per_channel))
+            kernel, *_ = read_weights(layer)
+            quantizer.kernel_in_float = quantizer.converter_rounds(kernel)
+            quantizer.per_channel &= quantizer.kernel_in_float
+    try:
+        yield
+    finally:
+        for quantizer, per_channel in changed:
+            quantizer.kernel_in_float = False
+            quantizer.per_channel = per_channel
+
+
+def final_softmax(model: tf_keras.Model) -> list[bool]:
+    """For each output whether it is that of a `FinalSoftmax`."""
+    ends = [model.get_layer(name) for name in model.output_names]
+    return [isinstance(end, FinalSoftmax) for end in ends]
+
+
+def without_softmax(model: tf_keras.Model) -> tf_keras.Model:
+    """The model up to its logits."""
+    ends = [model.get_layer(name) for name in model.output_names]
+    outputs = [
+        end.input if isinstance(end, FinalSoftmax) else x
+        for end, x in zip(ends, model.outputs, strict=True)
+    ]
+    arranged = tf.nest.pack_sequence_as(model.output, outputs)
+    return tf_keras.Model(model.inputs, arranged, name=model.name)

@@ -24,7 +24,7 @@ def read_ranges(model: Any) -> dict[str, Range]:
     Returns:
         The ranges by name of the step, none if the model is not quantized.
     """
-    engine = _engine_of(model)
+    engine = engine_of(model)
     ranges = {}
     for layer in getattr(model, "layers", []):
         limits = engine.output_range(layer)
@@ -37,9 +37,11 @@ def finish(
     quantized_model: Any, model: keras.Model
 ) -> tuple[keras.Model, dict[str, Range]]:
     """Does what `keras_muffnet.quantization.finish` says."""
-    engine = _engine_of(quantized_model)
+    engine = engine_of(quantized_model)
     trained = {
-        engine.bare(layer).name: layer for layer in quantized_model.layers
+        engine.bare(layer).name: layer
+        for layer in quantized_model.layers
+        if layer.weights
     }
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
@@ -65,7 +67,7 @@ def finish(
     return copy, ranges
 
 
-def _engine_of(model: Any) -> Any:
+def engine_of(model: Any) -> Any:
     """The engine that can read a model; for any other object, too."""
     is_keras_3 = isinstance(model, keras.Model) or "tf_keras" not in sys.modules
     return load_module("keras_engine" if is_keras_3 else "tfmot_engine")

@@ -1,0 +1,47 @@
+"""Scales of the weights in `.tflite` files."""
+
+from typing import Any
+
+import numpy as np
+
+from keras_muffnet._optional import load_optional
+from keras_muffnet.litert.metadata import pack_model
+from keras_muffnet.litert.model import EXTRA
+
+
+def with_single_scales(content: bytes) -> bytes:
+    """Writes one scale where a file has a list of equal ones.
+
+    The converter writes a scale for each output channel even where all are
+    the same. TensorFlow Lite Micro before September 2024 and NNAPI refuse such
+    a list for FULLY_CONNECTED.
+
+    Args:
+        content: the file's bytes.
+
+    Returns:
+        The bytes of the same model, and `content` itself if nothing changes.
+    """
+    schema = load_optional("ai_edge_litert.schema_py_generated", EXTRA)
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    changed = False
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            changed |= _merge(tensor.quantization)
+    return pack_model(model, len(content)) if changed else content
+
+
+def _merge(quantization: Any) -> bool:
+    """Merges a tensor's equal scales; says whether there were any."""
+    scales = None if quantization is None else quantization.scale
+    if scales is None or len(scales) < 2 or np.ptp(scales):
+        return False
+    points = quantization.zeroPoint
+    if points is not None and len(points) and np.ptp(points):
+        return False
+    for name in ("scale", "zeroPoint", "min", "max"):
+        values = getattr(quantization, name)
+        if values is not None and len(values):
+            setattr(quantization, name, values[:1])
+    quantization.quantizedDimension = 0
+    return True

@@ -1,0 +1,66 @@
+"""What a model's inputs and outputs are called, and how they are arranged."""
+
+from typing import Any
+from typing import NamedTuple
+
+import keras
+
+from keras_muffnet.graph import trace
+
+
+class Ends(NamedTuple):
+    """The outside of a model, which its quantized copy keeps.
+
+    Attributes:
+        name: the model's.
+        input_names: one for each input.
+        output_names: one for each output; losses and metrics go by them.
+        output_structure: the number of each output, 0 for the first, arranged
+            as the model gives them: by itself, in a list or in a dict.
+        softmax: for each output the axis of the softmax that it ends in, which
+            is no part of the plan; None where there is none.
+    """
+
+    name: str
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    output_structure: Any
+    softmax: tuple[int | None, ...]
+
+
+def read_ends(model: keras.Model) -> Ends:
+    """Reads the ends of a functional or a built sequential model."""
+    graph = trace(model)
+    read = {id(x) for call in graph.calls for x in call.inputs}
+    makers = {
+        id(x): call.operation for call in graph.calls for x in call.outputs
+    }
+    softmax = tuple(
+        None if id(x) in read else _softmax_axis(makers.get(id(x)))
+        for x in graph.outputs
+    )
+    names, structure = [model.layers[-1].name], 0
+    if not isinstance(model, keras.Sequential):
+        names = model.output_names
+        numbers = list(range(len(graph.outputs)))
+        structure = keras.tree.pack_sequence_as(model.output, numbers)
+    return Ends(
+        model.name,
+        tuple(x.name for x in model.inputs),
+        tuple(names),
+        structure,
+        softmax,
+    )
+
+
+def _softmax_axis(operation: Any) -> int | None:
+    """The axis of a softmax layer, function or activation."""
+    if isinstance(operation, keras.layers.Softmax):
+        return operation.axis
+    if getattr(operation, "activation", None) is keras.activations.softmax:
+        return -1
+    if not isinstance(operation, keras.layers.Layer) and (
+        type(operation).__name__ == "Softmax"
+    ):
+        return operation.axis
+    return None
