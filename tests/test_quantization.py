@@ -93,8 +93,14 @@ def pixels(count=2):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([[0.0]], "float array.*Received: list"),
-        (pixels().astype(np.uint8), "float array.*Received: uint8"),
+        ([[0.0]], "arrays.*Received: list"),
+        (None, "arrays, a data set or a generator.*Received: NoneType"),
+        (["a"], "arrays.*Received: str"),
+        (np.array(["a"]), "numbers.*Received: <U1"),
+        ([pixels(), pixels()], "1 arrays.*Received: 2"),
+        ({"x": pixels()}, "keys.*Received: x"),
+        (iter([]), "at least 1 batch"),
+        (pixels().astype(np.uint8), r"\[0.0, 255.0\].* without a Rescaling"),
         (np.zeros((0, *SHAPE)), r"at least 1.*\(0, 8, 8, 4\)"),
         (np.zeros((2, 8, 8, 3)), r"\(n, 8, 8, 4\).*\(2, 8, 8, 3\)"),
         (np.zeros(SHAPE), r"\(n, 8, 8, 4\).*\(8, 8, 4\)"),
@@ -125,6 +131,10 @@ def test_scaled_images_are_refused_by_a_model_that_scales():
         (preprocess_input(pixels()), (-1.0, 127 / 128)),
         (pixels() / 127.5 - 1, (-1.0, 1.0)),
         (pixels() / 255 * 7 - 3, (-3.0, 4.0)),
+        # Where the data would fill little of a common range.
+        (pixels() / 2550 - 0.05, (-0.05, 0.05)),
+        (pixels() / 25500, (0.0, 0.01)),
+        (pixels() / 510, (0.0, 0.5)),
     ],
 )
 def test_the_input_s_range_is_found(tiny_model, scaled, limits):
@@ -209,17 +219,10 @@ def test_what_is_converted_must_fit_the_precision(
     assert not path.parent.exists()
 
 
-def two_inputs():
-    images = [keras.Input(SHAPE), keras.Input(SHAPE)]
-    return keras.Model(images, layers.Add()(images))
-
-
-@pytest.mark.parametrize(
-    "make", [two_inputs, keras.Sequential, lambda: "model.keras"]
-)
+@pytest.mark.parametrize("make", [keras.Sequential, lambda: "model.keras"])
 @pytest.mark.parametrize("precision", ["float16", "int16"])
-def test_only_a_model_of_one_input_is_converted(make, precision, tmp_path):
-    with pytest.raises(ValueError, match=r"`model` must be .* one input"):
+def test_only_a_built_model_is_converted(make, precision, tmp_path):
+    with pytest.raises(ValueError, match=r"`model` must be .*built Keras 3"):
         quantization.convert(
             make(),
             tmp_path / "model.tflite",
@@ -228,11 +231,18 @@ def test_only_a_model_of_one_input_is_converted(make, precision, tmp_path):
         )
 
 
+def test_a_model_of_tf_keras_is_told_apart():
+    class Old:
+        __module__ = "tf_keras.src.engine.functional"
+
+    with pytest.raises(ValueError, match=r"`model` .*tf_keras.*set_weights"):
+        quantization.quantize_aware(Old(), images())
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "float array.*Received: NoneType"),
-        (pixels().astype(np.uint8), "float array.*Received: uint8"),
+        (None, "arrays, a data set.*Received: NoneType"),
         (np.zeros((2, 8, 8, 3)), r"\(n, 8, 8, 4\).*\(2, 8, 8, 3\)"),
         (np.zeros((0, *SHAPE)), r"at least 1.*\(0, 8, 8, 4\)"),
         (np.full((2, *SHAPE), np.nan), r"finite.*\[nan, nan\]"),

@@ -20,8 +20,8 @@ from keras_muffnet.quantization import keras_engine
 from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.plan import FLOAT_BARRIER
 from keras_muffnet.quantization.plan import INPUT_RANGE
-from keras_muffnet.quantization.plan import find_ranges
 from keras_muffnet.quantization.plan import plan_quantization
+from keras_muffnet.quantization.ranges import find_ranges
 from keras_muffnet.quantization.rules import RULES
 from keras_muffnet.quantization.writer import kinds_of
 

@@ -282,11 +282,11 @@ def test_one_number_has_no_top_class(data, folder):
         ({"tflite": "no/such.tflite"}, "`tflite` must be a file.*no/such"),
         ({"tflite": __file__}, "`tflite` must be a LiteRT file.*report.py"),
         ({"model": make_model(size=8)}, r"`tflite`.*\(8, 8, 4\).*\(6, 6, 4\)"),
-        ({"model": make_model(classes=3)}, "`tflite`.*numbers, 3.*with 5"),
+        ({"model": make_model(classes=3)}, "`tflite`.*numbers, 3,.*with 5"),
         ({"data": np.zeros((2, 8, 6, 4))}, r"`data`.*n, 6, 6, 4.*\(2, 8, 6, 4"),
         ({"data": np.zeros((0, 6, 6, 4))}, r"`data`.*at least 1.*\(0, 6, 6, 4"),
-        ({"data": np.zeros((2, 6, 6, 4), int)}, "`data`.*float.*int64"),
-        ({"data": [[0.5]]}, "`data`.*float array.*list"),
+        ({"data": np.full((2, 6, 6, 4), "a")}, "`data`.*numbers.*U1"),
+        ({"data": [[0.5]]}, "`data`.*arrays.*list"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
@@ -309,11 +309,3 @@ def test_a_file_of_another_model_is_refused(path, data):
     other = keras.Model(image, layers.Dense(5, name="it")(x))
     with pytest.raises(ValueError, match=r"`tflite`.*and 0 such tensors"):
         quantization.report(other, path, data)
-
-
-def test_a_model_has_one_output(path, data):
-    image = keras.Input((6, 6, 4))
-    x = layers.Conv2D(4, 1)(image)
-    model = keras.Model(image, [x, layers.ReLU()(x)])
-    with pytest.raises(ValueError, match=r"`model` must have one output.* 2"):
-        quantization.report(model, path, data)

@@ -29,7 +29,7 @@ from keras_muffnet.cli import common
 RESUMES = "after the last whole epoch of fine-tuning"
 # Of a classifier and of a detector, where the command line does not say.
 DEFAULTS = {
-    "engine": ("tfmot", None),
+    "engine": ("keras", None),
     "epochs": (1, 2),
     "batch_size": (32, 8),
     "calibration_images": (500, 200),
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("of a classifier")
     common.add_normalization_argument(group)
     group.add_argument(
-        "--engine", choices=("tfmot", "keras"), help="(default: tfmot)"
+        "--engine", choices=("keras", "tfmot"), help="(default: keras)"
     )
     group.add_argument(
         "--train-images", type=int, help="fine-tune on a sample of this size"

@@ -219,9 +219,10 @@ def compile_for_fine_tuning(
     schedule = kit.optimizers.schedules.CosineDecay(
         learning_rate, decay_steps=max(1, steps)
     )
+    has_softmax = isinstance(quantized.layers[-1], kit.layers.Softmax)
     quantized.compile(
         kit.optimizers.SGD(schedule, momentum=0.9),
-        kit.losses.SparseCategoricalCrossentropy(from_logits=True),
+        kit.losses.SparseCategoricalCrossentropy(from_logits=not has_softmax),
         metrics=["accuracy"],
     )
 

@@ -1,8 +1,10 @@
-"""Runs and inspects LiteRT (`.tflite`) files of image models."""
+"""Runs and inspects LiteRT (`.tflite`) files."""
 
 import math
 import os
+import re
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -59,13 +61,17 @@ class Tensor(NamedTuple):
 
 
 class LiteRTModel:
-    """A `.tflite` file with one image input and one output, on the CPU.
+    """A `.tflite` file, on the CPU.
 
     Attributes:
         path: the file.
-        input_shape: shape of the input, batch axis of 1 included.
-        input_dtype: NumPy type of the file's input, int8 for a quantized one.
-        ends: numbers of the input's and the output's tensor.
+        input_shape: shape of the first input, batch axis of 1 included.
+        input_dtype: NumPy type of the file's first input, int8 for a quantized
+            one.
+        input_shapes: the same for all inputs, by name.
+        inputs: numbers of the inputs' tensors, in the order of the names.
+        outputs: numbers of the outputs' tensors, in the model's order.
+        ends: the numbers of both.
 
     Args:
         path: the `.tflite` file.
@@ -76,7 +82,7 @@ class LiteRTModel:
 
     Raises:
         ImportError: if `ai-edge-litert` is not installed.
-        ValueError: if the file has another number of inputs or outputs.
+        ValueError: if the file is none of that kind.
     """
 
     def __init__(
@@ -99,65 +105,116 @@ class LiteRTModel:
             ),
         )
         self._interpreter.allocate_tensors()
+        self._inputs, self._outputs = self._details()
+        self.inputs = tuple(int(d["index"]) for d in self._inputs.values())
+        self.outputs = tuple(int(d["index"]) for d in self._outputs.values())
+        self.ends = (*self.inputs, *self.outputs)
+        self.input_shapes = {
+            name: tuple(int(size) for size in detail["shape"])
+            for name, detail in self._inputs.items()
+        }
+        first = next(iter(self._inputs))
+        self.input_shape = self.input_shapes[first]
+        self.input_dtype = np.dtype(self._inputs[first]["dtype"])
+
+    def _details(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The inputs and outputs by their names in the file's signature."""
         inputs = self._interpreter.get_input_details()
         outputs = self._interpreter.get_output_details()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise ValueError(
-                "`path` must be a model with one input and one output. "
-                f"Received: {self.path!r} with {len(inputs)} inputs and "
-                f"{len(outputs)} outputs"
+        if len(self._interpreter.get_signature_list()) != 1:
+            # Of old converters: there are no names but the tensors'.
+            return (
+                {detail["name"]: detail for detail in inputs},
+                {detail["name"]: detail for detail in outputs},
             )
-        self._input, self._output = inputs[0], outputs[0]
-        self.ends = (int(self._input["index"]), int(self._output["index"]))
-        self.input_shape = tuple(int(size) for size in self._input["shape"])
-        self.input_dtype = np.dtype(self._input["dtype"])
+        signature = self._interpreter.get_signature_runner()
+        named = signature.get_input_details(), signature.get_output_details()
+        by_name = [
+            {name: details[name] for name in sorted(details, key=_by_number)}
+            for details in named
+        ]
+        return by_name[0], by_name[1]
 
-    def predict(self, images: np.ndarray, verbose: int = 0) -> np.ndarray:
-        """Runs the model on images one by one.
+    def predict(self, images: Any, verbose: int = 0) -> Any:
+        """Runs the model on examples one by one.
 
         Args:
-            images: float batch `(n, height, width, channels)`, scaled as the
-                float model wants it. A quantized input is quantized here.
+            images: float batch `(n, height, width, channels)`, or of another
+                shape that the model takes, scaled as the float model wants it.
+                For several inputs a list of them, in the order of
+                `input_shapes`, or a dict by name. A quantized input is
+                quantized here.
             verbose: 1 shows a progress bar.
 
         Returns:
-            float32 array of shape `(n, ...)`, dequantized where needed.
+            float32 array of shape `(n, ...)`, dequantized where needed. For
+            several outputs a list of them, in the model's order; if they have
+            names, a dict.
 
         Raises:
             ValueError: if there are no images or not of the model's input
                 shape.
         """
-        images = np.asarray(images)
-        if (
-            images.ndim != 4
-            or images.shape[1:] != self.input_shape[1:]
-            or not len(images)
-        ):
-            raise ValueError(
-                "`images` must have shape (n, "
-                f"{', '.join(map(str, self.input_shape[1:]))}), with n at "
-                f"least 1. Received: images of shape {images.shape}"
-            )
-        quantized = _quantize(images, self._input)
+        batches = self._checked(images)
+        quantized = [
+            _quantize(x, detail)
+            for x, detail in zip(batches, self._inputs.values(), strict=True)
+        ]
         progress = None
         if verbose:
             import keras
 
-            progress = keras.utils.Progbar(len(images), unit_name="image")
-        outputs = []
-        for number, image in enumerate(quantized, start=1):
-            self._set_input(image[None])
+            progress = keras.utils.Progbar(len(quantized[0]), unit_name="image")
+        outputs: list[list[np.ndarray]] = [[] for _ in self.outputs]
+        for number, example in enumerate(zip(*quantized, strict=True), 1):
+            self._set_inputs(example)
             self.invoke()
-            outputs.append(
-                self._interpreter.get_tensor(self._output["index"])[0]
-            )
+            for values, index in zip(outputs, self.outputs, strict=True):
+                values.append(self._interpreter.get_tensor(index)[0])
             if progress is not None:
                 progress.update(number)
-        return _dequantize(np.stack(outputs), self._output)
+        found = {
+            name: _dequantize(np.stack(values), detail)
+            for values, (name, detail) in zip(
+                outputs, self._outputs.items(), strict=True
+            )
+        }
+        if len(found) == 1:
+            return next(iter(found.values()))
+        if all(re.fullmatch(r"output_\d+", name) for name in found):
+            return list(found.values())
+        return found
 
-    def values(
-        self, images: np.ndarray, numbers: Sequence[int]
-    ) -> list[np.ndarray]:
+    def _checked(self, images: Any) -> list[np.ndarray]:
+        """One array for each input."""
+        shapes = self.input_shapes
+        if isinstance(images, Mapping):
+            if images.keys() != shapes.keys():
+                raise ValueError(
+                    f"`images` must have the keys {', '.join(shapes)}. "
+                    f"Received: {', '.join(images)}"
+                )
+            images = [images[name] for name in shapes]
+        elif len(shapes) == 1:
+            images = [images]
+        elif not isinstance(images, (list, tuple)) or (
+            len(images) != len(shapes)
+        ):
+            raise ValueError(
+                f"`images` must be {len(shapes)} arrays, for the inputs "
+                f"{', '.join(shapes)}. Received: {type(images).__name__}"
+            )
+        batches = [np.asarray(x) for x in images]
+        for x, shape in zip(batches, shapes.values(), strict=True):
+            if x.shape != (len(batches[0]), *shape[1:]) or not len(x):
+                raise ValueError(
+                    "`images` must have shape (n, "
+                    f"{', '.join(map(str, shape[1:]))}), with n at least 1. "
+                    f"Received: images of shape {x.shape}"
+                )
+        return batches
+
+    def values(self, images: Any, numbers: Sequence[int]) -> list[np.ndarray]:
         """Runs the model on images and returns what is inside it.
 
         Args:
@@ -170,8 +227,14 @@ class LiteRTModel:
             axis in front for the images.
         """
         found: list[list[np.ndarray]] = [[] for _ in numbers]
-        for image in _quantize(np.asarray(images), self._input):
-            self._set_input(image[None])
+        quantized = [
+            _quantize(x, detail)
+            for x, detail in zip(
+                self._checked(images), self._inputs.values(), strict=True
+            )
+        ]
+        for example in zip(*quantized, strict=True):
+            self._set_inputs(example)
             self.invoke()
             for values, number in zip(found, numbers, strict=True):
                 values.append(self._interpreter.get_tensor(number))
@@ -216,8 +279,24 @@ class LiteRTModel:
         with open(self.path, "rb") as file:
             return _read_graphs(file.read())[0]
 
-    def _set_input(self, batch: np.ndarray) -> None:
-        self._interpreter.set_tensor(self._input["index"], batch)
+    def _set_inputs(self, example: Sequence[np.ndarray]) -> None:
+        for number, x in zip(self.inputs, example, strict=True):
+            self._interpreter.set_tensor(number, x[None])
+
+    def clear_inputs(self) -> None:
+        """Sets all inputs to zeros; for timing."""
+        self._set_inputs(
+            [
+                np.zeros(detail["shape"][1:], detail["dtype"])
+                for detail in self._inputs.values()
+            ]
+        )
+
+
+def _by_number(name: str) -> tuple[str, int, str]:
+    """Sorts `output_10` behind `output_9`."""
+    found = re.fullmatch(r"(.*?)(\d+)", name)
+    return (found[1], int(found[2]), name) if found else (name, -1, name)
 
 
 def read_operations(content: bytes) -> list[Operation]:
@@ -283,8 +362,7 @@ def median_latencies(
         The median time of one image in milliseconds, for each model.
     """
     for model in models:
-        shape, dtype = model.input_shape, model.input_dtype
-        model._set_input(np.zeros(shape, dtype))
+        model.clear_inputs()
     times: list[list[float]] = [[] for _ in models]
     for round_number in range(warm_up + rounds):
         for model, measured in zip(models, times, strict=True):

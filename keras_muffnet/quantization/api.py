@@ -11,11 +11,9 @@ from typing import Any
 from typing import Literal
 from typing import NamedTuple
 
-import numpy as np
-
 from keras_muffnet._arguments import positive_integer
+from keras_muffnet.quantization import calibration
 from keras_muffnet.quantization._modules import load_module
-from keras_muffnet.quantization.calibration import checked_input_range
 from keras_muffnet.quantization.saving import check_path
 from keras_muffnet.quantization.saving import convert
 
@@ -53,7 +51,7 @@ class Finished(NamedTuple):
 
 def quantize_aware(
     model: "keras.Model",
-    calibration_data: np.ndarray | Mapping[str, Range],
+    calibration_data: Any,
     *,
     engine: Engine = "keras",
     input_range: Range | None = None,
@@ -77,13 +75,18 @@ def quantize_aware(
     Args:
         model: a trained functional or sequential Keras 3 model of one input, a
             batch of channels-last images of fixed size.
-        calibration_data: float images `(n, height, width, channels)`, scaled
-            as the model wants them; some hundreds of the training split. Or
-            the ranges that `finish` gave.
+        calibration_data: some hundreds of examples of the training split,
+            scaled as the model wants them, in any form that `predict` takes:
+            an array `(n, height, width, channels)` of any numbers, a list or
+            dict of arrays for several inputs, a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a generator or a PyTorch loader of
+            batches, with labels or not. Of batches the first 1,000 examples
+            are read. Or the ranges that `finish` gave.
         engine: "keras" or "tfmot"; see `keras_muffnet.quantization`.
-        input_range: lowest and highest value of the scaled images. None finds
-            it in the data, where it is (0, 1), (0, 255) or that of
-            `keras_muffnet.preprocess_input`, and otherwise takes the data's.
+        input_range: lowest and highest value of the scaled images. None takes
+            that of a common scaling, (0, 1), (0, 255), (-1, 1) or that of
+            `keras_muffnet.preprocess_input`, where the data nearly fill it,
+            and otherwise the data's own.
         float_layers: names of layers to leave in float.
         weight_bits: 4 or 8 for the kernels of the layers named; others have 8.
         per_channel: whether each output channel of a kernel has a scale of its
@@ -102,6 +105,7 @@ def quantize_aware(
         ImportError: if the packages for quantization are not installed.
     """
     from keras_muffnet.quantization import plan
+    from keras_muffnet.quantization.ranges import find_ranges
 
     if engine not in ("tfmot", "keras"):
         raise ValueError(
@@ -115,26 +119,37 @@ def quantize_aware(
         per_channel=per_channel,
     )
     build = load_module(f"{engine}_engine").build
-    if isinstance(calibration_data, Mapping):
+    count = len(model.inputs)
+    inputs = [step.name for step in planned.steps[:count]]
+    if _are_ranges(calibration_data):
         if input_range is not None:
             raise ValueError(
                 "`input_range` must be None if `calibration_data` are ranges, "
                 f"which hold it. Received: input_range={input_range!r}"
             )
         found = _checked_ranges(calibration_data, planned)
-        limits = found[plan.INPUT_RANGE]
     else:
-        limits = checked_input_range(
-            calibration_data, planned, model, input_range
-        )
+        data = calibration.read_data(calibration_data, model)
+        limits = calibration.input_limits(data, model, input_range)
         calibrate = load_module("keras_engine").calibrate
-        found = calibrate(planned, calibration_data)
-    return build(planned, plan.find_ranges(planned, found, limits))
+        found = {
+            **calibrate(planned, data if count > 1 else data[0]),
+            **dict(zip(inputs, limits, strict=True)),
+        }
+    limits = found[inputs[0]]
+    return build(planned, find_ranges(planned, found, limits))
+
+
+def _are_ranges(data: Any) -> bool:
+    """Whether calibration data are ranges by name, not arrays."""
+    return isinstance(data, Mapping) and all(
+        isinstance(x, (tuple, list)) and len(x) == 2 for x in data.values()
+    )
 
 
 def quantize_post_training(
     model: "keras.Model",
-    calibration_data: np.ndarray,
+    calibration_data: Any,
     path: str | os.PathLike[str],
     *,
     input_range: Range | None = None,
@@ -278,7 +293,7 @@ def finish(quantized_model: Any, model: "keras.Model") -> Finished:
 def report(
     model: "keras.Model",
     tflite: str | os.PathLike[str],
-    data: np.ndarray,
+    data: Any,
     *,
     picture: str | os.PathLike[str] | None = None,
 ) -> "Report":
@@ -295,9 +310,9 @@ def report(
         tflite: the file, of `convert` or of the LiteRT converter itself, made
             of that model. Its layers are found by their names; those that are
             not found are listed.
-        data: float images `(n, height, width, channels)`, scaled as the model
-            wants them; some dozens. The layers are compared on the first 32,
-            the outputs on all.
+        data: some dozens of examples, in any form of `calibration_data` of
+            `quantize_aware`. The layers are compared on the first 32, the
+            outputs on all.
         picture: where to draw the layers' signal-to-noise ratios, such as
             "report.png"; its suffix gives the format.
 

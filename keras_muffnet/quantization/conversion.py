@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_muffnet.litert import read_operations
@@ -77,7 +76,7 @@ def convert_float(
         model: a Keras 3 model.
         precision: "float16", "dynamic_range" or "int16"; see
             `keras_muffnet.quantization.convert`.
-        calibration_data: images, for "int16".
+        calibration_data: an array for each input, for "int16".
 
     Returns:
         The `.tflite` file's bytes.
@@ -94,7 +93,8 @@ def convert_float(
             converter.target_spec.supported_types = [tf.float16]
         if precision == "int16":
             converter.representative_dataset = lambda: (
-                [image[None].astype(np.float32)] for image in calibration_data
+                [x[None] for x in example]
+                for example in zip(*calibration_data, strict=True)
             )
             int16 = (
                 "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8"
@@ -109,9 +109,10 @@ def convert_float(
 def _convert(
     model: Any, configure: Configure, quantized: bool = False
 ) -> bytes:
-    names = ["images"]
-    if len(model.inputs) > 1:
-        names = [x.name for x in model.inputs]
+    # The file has its inputs in the order of these names.
+    names = [
+        f"images_{k:03}" if k else "images" for k in range(len(model.inputs))
+    ]
     softmax = engine_of(model).final_softmax(model) if quantized else []
 
     @tf.function(

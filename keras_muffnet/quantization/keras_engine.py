@@ -18,13 +18,10 @@ from keras_muffnet.quantization.plan import Range
 from keras_muffnet.quantization.plan import assemble
 from keras_muffnet.quantization.plan import ends_to_add
 from keras_muffnet.quantization.plan import layer_settings
+from keras_muffnet.quantization.ranges import LEAST_TO_BIAS
+from keras_muffnet.quantization.ranges import LEAST_WEIGHT
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
-
-# The least limit of a channel's weights: a scale must not be zero, nor so small
-# that the bias, in steps of this scale times the input's, exceeds 32 bits.
-_LEAST = 1e-6
-_LEAST_TO_BIAS = 1e-3
 
 _PACKAGE = "keras_muffnet"
 
@@ -106,9 +103,9 @@ class FakeQuantized(layers.Wrapper):
         axes = tuple(range(len(kernel.shape) - 1)) if per_channel else None
         limit = ops.max(ops.abs(kernel), axis=axes)
         for b in bias:
-            least = ops.abs(b) * _LEAST_TO_BIAS
+            least = ops.abs(b) * LEAST_TO_BIAS
             limit = ops.maximum(limit, least if per_channel else ops.max(least))
-        return ops.stop_gradient(ops.maximum(limit, _LEAST))
+        return ops.stop_gradient(ops.maximum(limit, LEAST_WEIGHT))
 
     def _is_small_dense(self) -> bool:
         # No converter writes a dense kernel of 4 bits with several scales.
@@ -293,6 +290,8 @@ def calibrate(
         for step, x in zip(plan.steps, tensors[1:], strict=True)
         if step.range is not None and step.name != INPUT_RANGE
     }
+    if not quantized:  # no more than pooling
+        return {}
     # For each image, so that the values themselves need not be kept.
     extremes = [
         ops.stack([ops.min(x, axis=axes), ops.max(x, axis=axes)], axis=-1)

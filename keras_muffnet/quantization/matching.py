@@ -45,32 +45,40 @@ class _Made(NamedTuple):
 
 def match(
     plan: Plan, sizes: Mapping[int, int], file: LiteRTModel
-) -> tuple[dict[int, int], bool]:
+) -> tuple[dict[int, int], list[bool]]:
     """Finds tensors of a plan in a file.
 
     Args:
         plan: the plan.
-        sizes: numbers of values of some of its tensors, among them the first
-            step's and the output.
+        sizes: numbers of values of some of its tensors, among them the inputs'
+            and the outputs.
         file: the file.
 
     Returns:
-        For each tensor found its number in the file; and whether the file ends
-        in a softmax, which a plan has not.
+        For each tensor found its number in the file; and for each output
+        whether it ends in a softmax there, which a plan has not.
 
     Raises:
         ValueError: if none is found, or the outputs differ in size.
     """
     tensors, nodes = file.tensors(), file.nodes()
-    first, last = file.ends
-    for node in nodes:
-        if node.operation.name == "QUANTIZE" and node.inputs[0] == file.ends[0]:
-            first = node.outputs[0]
+    firsts = {
+        node.inputs[0]: node.outputs[0]
+        for node in nodes
+        if node.operation.name == "QUANTIZE" and node.inputs[0] in file.inputs
+    }
     makers = {node.outputs[0]: node for node in nodes}
-    after = []
-    while makers[last].operation.name in (*CASTS, "SOFTMAX"):
-        after.append(makers[last].operation.name)
-        last = makers[last].inputs[0]
+    ends = {k: firsts.get(x, x) for k, x in enumerate(file.inputs, start=1)}
+    has_softmax = []
+    for number, last in zip(plan.outputs, file.outputs, strict=True):
+        after = []
+        while last in makers and (
+            makers[last].operation.name in (*CASTS, "SOFTMAX")
+        ):
+            after.append(makers[last].operation.name)
+            last = makers[last].inputs[0]
+        ends[number] = last
+        has_softmax.append("SOFTMAX" in after)
 
     made = [
         _Made(
@@ -82,21 +90,26 @@ def match(
         for order, (number, node) in enumerate(makers.items())
         if node.operation.name not in CASTS
     ]
-    ends = {1: first, plan.outputs[0]: last}
     inner = {k: size for k, size in sizes.items() if k not in ends}
     # See `_scopes`.
     matched = max(
         (_match_names(plan, inner, made, reading) for reading in (False, True)),
         key=len,
     )
-    if tensors[last].size != sizes[plan.outputs[0]] or (inner and not matched):
+    wanted = [sizes[k] for k in plan.outputs]
+    given = [tensors[ends[k]].size for k in plan.outputs]
+    if wanted != given or (inner and not matched):
         raise ValueError(
             "`tflite` must be made of `model`: give as many numbers, "
-            f"{sizes[plan.outputs[0]]}, and have tensors named after its "
-            f"layers. Received: {file.path!r}, with {tensors[last].size} "
-            f"numbers and {len(matched)} such tensors"
+            f"{_listed(wanted)}, and have tensors named after its layers. "
+            f"Received: {file.path!r}, with {_listed(given)} numbers and "
+            f"{len(matched)} such tensors"
         )
-    return {**matched, **ends}, "SOFTMAX" in after
+    return {**matched, **ends}, has_softmax
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return " and ".join(map(str, sizes))
 
 
 def _match_names(

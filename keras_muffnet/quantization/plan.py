@@ -168,41 +168,6 @@ def plan_quantization(
     )
 
 
-def find_ranges(
-    plan: Plan, found: Mapping[str, Range], input_range: Range
-) -> list[Range]:
-    """The limits of a plan's ranges.
-
-    Args:
-        plan: the plan.
-        found: for each step with a range what its output alone would need.
-        input_range: limits of the input.
-
-    Returns:
-        The values of `plan.ranges`. Zero lies within each. Where nothing else
-        does, the range is (0, 1): next to a scale close to zero the
-        interpreter would not run.
-
-    Raises:
-        ValueError: naming the first step, if an output was not finite.
-    """
-    for name, limits in found.items():
-        if not np.isfinite(limits).all():
-            raise ValueError(
-                "`model` must give finite numbers on the calibration data. "
-                f"Layer {name!r} gives values in {limits}"
-            )
-    ranges = []
-    for names, fixed in zip(plan.ranges, plan.fixed, strict=True):
-        needed = [found[n] for n in names if n != INPUT_RANGE]
-        if INPUT_RANGE in names:
-            needed.append(input_range)
-        low = min([0.0, *(low for low, _ in needed)])
-        high = max([0.0, *(high for _, high in needed)])
-        ranges.append(fixed or (low, high if low < high else 1.0))
-    return ranges
-
-
 def ends_to_add(plan: Plan) -> set[str]:
     """Names of the outputs that a layer behind the last step has to bear.
 

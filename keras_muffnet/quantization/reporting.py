@@ -15,6 +15,7 @@ import numpy as np
 from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert.model import Node
 from keras_muffnet.plots import plot_layer_noise
+from keras_muffnet.quantization.calibration import read_data
 from keras_muffnet.quantization.keras_engine import build
 from keras_muffnet.quantization.matching import CASTS
 from keras_muffnet.quantization.matching import match
@@ -58,6 +59,14 @@ class Layer(NamedTuple):
     limits: tuple[float, float] = (math.nan, math.nan)
 
 
+class Answer(NamedTuple):
+    """How one of the outputs differs; see `Report`."""
+
+    sqnr: float
+    agreement: float
+    mean_difference: float
+
+
 class Report(NamedTuple):
     """What `keras_muffnet.quantization.report` found; `print` it.
 
@@ -72,6 +81,8 @@ class Report(NamedTuple):
         agreement: share of images, 0 to 1, with the same class on top; NaN if
             the output is a single number.
         mean_difference: mean absolute difference between the outputs.
+        outputs: the last three for each output. Above they are those of the
+            first.
         images: number of images for the last two figures.
         compared: number of images for all others.
         layers: all quantized outputs, in the order in which they are made.
@@ -85,6 +96,7 @@ class Report(NamedTuple):
     sqnr: float
     agreement: float
     mean_difference: float
+    outputs: tuple["Answer", ...]
     images: int
     compared: int
     layers: tuple[Layer, ...]
@@ -114,9 +126,13 @@ class Report(NamedTuple):
                 "in float: " + _listed(self.float_operations),
                 "requantizations: " + _listed(self.requantizations),
                 "layers not found: " + _listed(self.unmatched),
-                f"output: {self.sqnr:.1f} dB; on {self.images} images mean "
-                f"difference {self.mean_difference:.3g}, same class on top in "
-                f"{self.agreement:.1%}",
+                *(
+                    f"output{f' {k}' if k else ''}: {answer.sqnr:.1f} dB; on "
+                    f"{self.images} images mean difference "
+                    f"{answer.mean_difference:.3g}, same class on top in "
+                    f"{answer.agreement:.1%}"
+                    for k, answer in enumerate(self.outputs)
+                ),
                 "",
                 f"Layers, on {self.compared} images. dB: signal to "
                 "quantization noise. own dB: without the noise",
@@ -156,18 +172,13 @@ def _line(layer: Layer, width: int, mark: str) -> str:
 def report(
     model: keras.Model,
     tflite: str | os.PathLike[str],
-    data: np.ndarray,
+    data: Any,
     picture: str | os.PathLike[str] | None,
 ) -> Report:
     """Does what `keras_muffnet.quantization.report` says."""
     plan = plan_quantization(model)
-    if len(plan.outputs) != 1:
-        raise ValueError(
-            "`model` must have one output. Received a model with "
-            f"{len(plan.outputs)}"
-        )
-    _check_data(data, plan.input_shape)
-    file = _open(tflite, plan.input_shape)
+    arrays = read_data(data, model, "data")
+    file = _open(tflite, [x.shape[1:] for x in arrays], len(plan.outputs))
 
     # The float values of all quantized outputs, and of the model's.
     numbers = [k + 1 for k, s in enumerate(plan.steps) if s.range is not None]
@@ -176,17 +187,25 @@ def report(
     symbols = dict(zip(watching, watched.outputs, strict=True))
     sizes = {k: math.prod(x.shape[1:]) for k, x in symbols.items()}
     matched, has_softmax = match(plan, sizes, file)
-    compared = data[:_COMPARED]
+    compared = [x[:_COMPARED] for x in arrays]
     layers = _compare(plan, watched, watching, file, matched, compared)
 
-    (output,) = plan.outputs
-    wanted = keras.Model(watched.inputs, symbols[output]).predict(
-        data, batch_size=_COMPARED, verbose=0
+    outputs = keras.Model(watched.inputs, [symbols[k] for k in plan.outputs])
+    wanted = outputs.predict(arrays, batch_size=_COMPARED, verbose=0)
+    wanted = wanted if isinstance(wanted, list) else [wanted]
+    given = LiteRTModel(tflite).predict(
+        arrays if len(arrays) > 1 else arrays[0]
     )
-    if has_softmax:
-        wanted = keras.ops.convert_to_numpy(keras.ops.softmax(wanted))
-    given = LiteRTModel(tflite).predict(data).reshape(wanted.shape)
-    same = wanted.argmax(axis=-1) == given.argmax(axis=-1)
+    if isinstance(given, dict):
+        given = list(given.values())
+    given = given if isinstance(given, list) else [given]
+    answers = []
+    for k, x, y, softmax in zip(
+        plan.outputs, wanted, given, has_softmax, strict=True
+    ):
+        if softmax:
+            x = keras.ops.convert_to_numpy(keras.ops.softmax(x))
+        answers.append(_compare_answers(layers[k], x, y.reshape(x.shape)))
     nodes = file.nodes()
     in_float, requantizations = _departures(file, nodes)
     result = Report(
@@ -195,11 +214,12 @@ def report(
         dict(collections.Counter(node.operation.name for node in nodes)),
         in_float,
         requantizations,
-        layers[output].sqnr,
-        float(same.mean()) if wanted.shape[-1] > 1 else math.nan,
-        float(np.abs(wanted - given).mean()),
-        len(data),
-        len(compared),
+        answers[0].sqnr,
+        answers[0].agreement,
+        answers[0].mean_difference,
+        tuple(answers),
+        len(arrays[0]),
+        len(compared[0]),
         tuple(
             layers.get(k, Layer(plan.steps[k - 1].name, "")) for k in numbers
         ),
@@ -211,20 +231,22 @@ def report(
     return result
 
 
-def _check_data(data: Any, shape: tuple[int, ...]) -> None:
-    is_float = isinstance(data, np.ndarray) and data.dtype.kind == "f"
-    if not is_float or data.shape != (len(data), *shape) or not len(data):
-        found = type(data).__name__
-        if isinstance(data, np.ndarray):
-            found = f"{data.dtype} of shape {data.shape}"
-        raise ValueError(
-            "`data` must be a float array of shape (n, "
-            f"{', '.join(map(str, shape))}), with n at least 1, scaled as the "
-            f"model wants its images. Received: {found}"
-        )
+def _compare_answers(
+    layer: Layer, wanted: np.ndarray, given: np.ndarray
+) -> Answer:
+    same = wanted.argmax(axis=-1) == given.argmax(axis=-1)
+    return Answer(
+        layer.sqnr,
+        float(same.mean()) if wanted.shape[-1] > 1 else math.nan,
+        float(np.abs(wanted - given).mean()),
+    )
 
 
-def _open(path: str | os.PathLike[str], shape: tuple[int, ...]) -> LiteRTModel:
+def _open(
+    path: str | os.PathLike[str],
+    shapes: Sequence[tuple[int, ...]],
+    outputs: int,
+) -> LiteRTModel:
     if not os.path.isfile(path):
         raise ValueError(
             f"`tflite` must be a file. Received: {os.fspath(path)!r}"
@@ -233,13 +255,15 @@ def _open(path: str | os.PathLike[str], shape: tuple[int, ...]) -> LiteRTModel:
         file = LiteRTModel(path, keep_tensors=True)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            "`tflite` must be a LiteRT file with one input and one output. "
-            f"Received: {os.fspath(path)!r}"
+            f"`tflite` must be a LiteRT file. Received: {os.fspath(path)!r}"
         ) from error
-    if file.input_shape[1:] != shape:
+    taken = [shape[1:] for shape in file.input_shapes.values()]
+    if taken != list(shapes) or len(file.outputs) != outputs:
         raise ValueError(
-            f"`tflite` must take images of the model's shape, {shape}. "
-            f"Received: {file.path!r}, which takes {file.input_shape[1:]}"
+            "`tflite` must take inputs of the model's shapes, "
+            f"{', '.join(map(str, shapes))}, and give {outputs} outputs. "
+            f"Received: {file.path!r}, which takes "
+            f"{', '.join(map(str, taken))} and gives {len(file.outputs)}"
         )
     return file
 
@@ -266,7 +290,7 @@ def _compare(
     watching: Sequence[int],
     file: LiteRTModel,
     matched: Mapping[int, int],
-    images: np.ndarray,
+    arrays: Sequence[np.ndarray],
 ) -> dict[int, Layer]:
     """Compares the matched tensors of a plan.
 
@@ -276,22 +300,24 @@ def _compare(
         watching: the numbers of these outputs in the plan.
         file: the file.
         matched: numbers of its tensors by those of the plan's.
-        images: the images to compare them on.
+        arrays: for each input the examples to compare them on.
 
     Returns:
         Their figures by number.
     """
     tensors = {k: file.tensors()[number] for k, number in matched.items()}
     sums = {k: np.zeros(5) for k in matched}
-    for start in range(0, len(images), _HELD):
-        batch = images[start : start + _HELD]
+    count = len(arrays[0])
+    for start in range(0, count, _HELD):
+        parts = [x[start : start + _HELD] for x in arrays]
+        batch = parts if len(parts) > 1 else parts[0]
         floats = dict(zip(watching, watched(batch), strict=True))
         values = file.values(batch, [*matched.values()])
         given = {
             k: x.reshape(floats[k].shape)
             for k, x in zip(matched, values, strict=True)
         }
-        given[0] = batch
+        given[0] = parts[0]
         for k in matched:
             wanted = keras.ops.convert_to_numpy(floats[k])
             own = _run_step(plan, watched, given, k)
@@ -311,7 +337,7 @@ def _compare(
             operations.get(matched[k], "input"),
             _decibels(signal, noise),
             _decibels(own_signal, own_noise),
-            float(cut_off / len(images) / tensors[k].size),
+            float(cut_off / count / tensors[k].size),
             tensors[k].scale,
             tensors[k].limits,
         )

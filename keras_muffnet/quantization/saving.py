@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 from typing import Literal
 
-import numpy as np
-
 from keras_muffnet._files import written_aside
 from keras_muffnet.litert.metadata import embed_metadata
 from keras_muffnet.quantization._modules import load_module
 from keras_muffnet.quantization.calibration import NORMALIZATIONS
-from keras_muffnet.quantization.calibration import check_images
+from keras_muffnet.quantization.calibration import read_data
 
 __all__ = ["convert", "load"]
 
@@ -32,7 +30,7 @@ def convert(
     softmax: bool = False,
     labels: Sequence[str] | None = None,
     normalization: tuple[float, float] | None = None,
-    calibration_data: np.ndarray | None = None,
+    calibration_data: Any = None,
 ) -> pathlib.Path:
     """Writes a model as a LiteRT file, for one image at a time.
 
@@ -41,8 +39,7 @@ def convert(
 
     Args:
         model: what `quantize_aware` returned, trained or not, for "int8";
-            otherwise a float Keras 3 model of one input, such as `finish`
-            gives.
+            otherwise a float Keras 3 model, such as `finish` gives.
         path: where to write, ending in `.tflite`. The file appears once it is
             complete and checked.
         precision: "int8": weights and activations are what `quantize_aware`
@@ -62,7 +59,7 @@ def convert(
             `keras_muffnet.preprocess_input`. None takes what the input's range
             implies, where `quantize_aware` knew it. Neither this nor labels
             can be given but for 1 or 3 channels and one output.
-        calibration_data: images as in `quantize_aware`, for "int16" alone.
+        calibration_data: as in `quantize_aware`, for "int16" alone.
 
     Returns:
         The path.
@@ -87,8 +84,9 @@ def convert(
         )
     ranges = load_module("weights").read_ranges(model)
     _check_model(model, precision, ranges)
+    arrays = None
     if precision == "int16":
-        check_images(calibration_data, tuple(model.input_shape[1:]))
+        arrays = read_data(calibration_data, model)
     normalization = _checked_normalization(
         normalization, model, labels, ranges.get("input_range")
     )
@@ -96,7 +94,7 @@ def convert(
     if precision == "int8":
         content = conversion.convert_quantized(model, io_dtype, softmax)
     else:
-        content = conversion.convert_float(model, precision, calibration_data)
+        content = conversion.convert_float(model, precision, arrays)
     if normalization is not None:
         mean, std = normalization
         content = embed_metadata(
@@ -160,11 +158,11 @@ def _check_model(
     if precision == "int8":
         wanted, fits = "a model that `quantize_aware` returned", bool(ranges)
     else:
-        wanted = "a float Keras 3 model of one input"
+        wanted = "a float, built Keras 3 model"
         # A sequential model that is not built has none.
         inputs = getattr(model, "inputs", None) or ()
         is_float = isinstance(model, keras.Model) and not ranges
-        fits = is_float and len(inputs) == 1
+        fits = is_float and len(inputs) > 0
     if not fits:
         raise ValueError(
             f"`model` must be {wanted} for precision {precision!r}. "
@@ -179,8 +177,9 @@ def _checked_normalization(
     input_range: Range | None,
 ) -> tuple[float, float] | None:
     """The scaling for the metadata; None for a file without them."""
-    channels, outputs = model.input_shape[-1], len(model.outputs)
-    if channels not in (1, 3) or outputs != 1:
+    channels, outputs = model.inputs[0].shape[-1], len(model.outputs)
+    is_image = len(model.inputs) == 1 and len(model.inputs[0].shape) == 4
+    if not is_image or channels not in (1, 3) or outputs != 1:
         if labels is None and normalization is None:
             return None
         raise ValueError(

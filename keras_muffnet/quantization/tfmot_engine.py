@@ -19,13 +19,10 @@ from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import Range
 from keras_muffnet.quantization.plan import assemble
 from keras_muffnet.quantization.plan import layer_settings
+from keras_muffnet.quantization.ranges import LEAST_TO_BIAS
+from keras_muffnet.quantization.ranges import LEAST_WEIGHT
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
-
-# The least limit of a channel's weights: a scale must not be zero, nor so small
-# that the bias, in steps of this scale times the input's, exceeds 32 bits.
-_LEAST = 1e-6
-_LEAST_TO_BIAS = 1e-3
 
 _PACKAGE = "keras_muffnet"
 
@@ -129,10 +126,10 @@ class KernelQuantizer(quantizers.Quantizer):
         axes = list(range(len(kernel.shape) - 1)) if per_channel else None
         limit = tf.reduce_max(tf.abs(kernel), axis=axes)
         if self._bias is not None:
-            least = tf.abs(self._bias) * _LEAST_TO_BIAS
+            least = tf.abs(self._bias) * LEAST_TO_BIAS
             least = least if per_channel else tf.reduce_max(least)
             limit = tf.maximum(limit, least)
-        return tf.stop_gradient(tf.maximum(limit, _LEAST))
+        return tf.stop_gradient(tf.maximum(limit, LEAST_WEIGHT))
 
     def converter_rounds(self, kernel: tf.Tensor) -> bool:
         """See `keras_engine.FakeQuantized.converter_rounds_kernel`."""

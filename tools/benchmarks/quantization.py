@@ -213,24 +213,24 @@ def load_digits(model: Any) -> Any:
 def fit(
     model: Any, images: Any, labels: Any, epochs: int, learning_rate: float
 ) -> None:
-    """Trains a float model with Adam, a quantized one, of logits, with SGD."""
+    """Trains a float model with Adam, a quantized one with SGD."""
     import keras
+
+    from keras_muffnet.quantization.keras_engine import FakeQuantized
 
     steps = epochs * -(-len(images) // BATCH_SIZE)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    is_float = False
+    is_float = True
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             # Of a few steps a mean over a thousand would see little.
             layer.momentum = 0.9
-        is_float |= getattr(layer, "activation", None) is (
-            keras.activations.softmax
-        )
+        is_float &= not isinstance(layer, FakeQuantized)
     model.compile(
         keras.optimizers.Adam(schedule)
         if is_float
         else keras.optimizers.SGD(schedule, momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=not is_float),
+        "sparse_categorical_crossentropy",
         jit_compile=False,
     )
     model.fit(images, labels, batch_size=BATCH_SIZE, epochs=epochs, verbose=0)
@@ -243,11 +243,12 @@ def convert_with_own_ranges(
     from keras_muffnet import quantization
     from keras_muffnet.quantization import keras_engine
     from keras_muffnet.quantization import plan
+    from keras_muffnet.quantization.ranges import find_ranges
 
     own = plan.plan_quantization(model, share_ranges=False)
     found = keras_engine.calibrate(own, images)
     limits = (0.0, 255.0) if images.max() > 1 else (-1.0, 127 / 128)
-    ranges = plan.find_ranges(own, found, limits)
+    ranges = find_ranges(own, found, limits)
     quantization.convert(keras_engine.build(own, ranges), path)
 
 

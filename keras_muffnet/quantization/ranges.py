@@ -1,0 +1,110 @@
+"""Limits of a plan's ranges, from what was found for its single outputs."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_muffnet.quantization.plan import INPUT_RANGE
+from keras_muffnet.quantization.plan import Plan
+from keras_muffnet.quantization.plan import Range
+from keras_muffnet.quantization.steps import KERNELS
+from keras_muffnet.quantization.steps import Step
+
+# The least limit of a channel's weights: a scale must not be zero, nor so small
+# that the bias, in steps of this scale times the input's, exceeds 32 bits.
+LEAST_WEIGHT = 1e-6
+LEAST_TO_BIAS = 1e-3
+
+# The greatest bias in such steps. That of 32 bits is 2^31; training may double
+# a bias.
+_GREATEST_BIAS = 2.0**30
+
+# Where an output is closer to zero than this, it is taken for zero: float32
+# holds no product of such a scale and a weight's.
+_LEAST_WIDTH = 1e-20
+
+
+def find_ranges(
+    plan: Plan, found: Mapping[str, Range], input_range: Range
+) -> list[Range]:
+    """The limits of a plan's ranges.
+
+    Args:
+        plan: the plan.
+        found: for each step with a range what its output alone would need.
+        input_range: limits of the input.
+
+    Returns:
+        The values of `plan.ranges`. Zero lies within each. Where nothing else
+        does, the range is (0, 1): next to a scale close to zero the
+        interpreter would not run. A range too narrow for the bias of the
+        layer behind it is widened.
+
+    Raises:
+        ValueError: naming the first step, if an output was not finite.
+    """
+    for name, limits in found.items():
+        if not np.isfinite(limits).all():
+            raise ValueError(
+                "`model` must give finite numbers on the calibration data. "
+                f"Layer {name!r} gives values in {limits}"
+            )
+    ranges = []
+    for names, fixed in zip(plan.ranges, plan.fixed, strict=True):
+        needed = [found[n] for n in names if n != INPUT_RANGE]
+        if INPUT_RANGE in names:
+            needed.append(input_range)
+        low = min([0.0, *(low for low, _ in needed)])
+        high = max([0.0, *(high for _, high in needed)])
+        if high - low < _LEAST_WIDTH:
+            low, high = 0.0, 1.0
+        ranges.append(fixed or (low, high))
+    return _without_overflow(plan, ranges)
+
+
+def _without_overflow(plan: Plan, ranges: list[Range]) -> list[Range]:
+    """Widens ranges until the biases of what reads them fit in 32 bits.
+
+    A bias is written in steps of the input's scale times the kernel's. What
+    such an input adds to a bias that does not fit is below the output's
+    precision, so that nothing is lost by the greater scale.
+    """
+    widened = list(ranges)
+    for step in plan.steps:
+        if step.kind not in KERNELS or len(step.weights) < 2 or not step.bits:
+            continue
+        number = _range_read(plan, step)
+        if number is None or plan.fixed[number] is not None:
+            continue
+        low, high = widened[number]
+        least = _least_scale(step) * 255
+        if high - low < least:
+            factor = least / (high - low)
+            widened[number] = (low * factor, high * factor)
+    return widened
+
+
+def _range_read(plan: Plan, step: Step) -> int | None:
+    """Number of the range of a step's input, however it was moved since."""
+    number = step.inputs[0]
+    while number:
+        before = plan.steps[number - 1]
+        if before.range is not None:
+            return before.range
+        number = before.inputs[0]
+    return None
+
+
+def _least_scale(step: Step) -> float:
+    """The least scale of a step's input with which its bias can be written."""
+    kernel, bias = (np.abs(w).astype(np.float64) for w in step.weights)
+    if not bias.any():
+        return 0.0
+    limit = np.full(len(bias), kernel.max())
+    if step.per_channel and step.kind != "Conv2DTranspose":
+        limit = kernel.reshape(-1, len(bias)).max(axis=0)
+    limit = np.maximum(limit, np.maximum(bias * LEAST_TO_BIAS, LEAST_WEIGHT))
+    if not step.per_channel:
+        limit[:] = limit.max()
+    levels = 2 ** (step.bits - 1) - 1
+    return float((bias / (limit / levels)).max() / _GREATEST_BIAS)

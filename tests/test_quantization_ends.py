@@ -1,0 +1,284 @@
+"""What a quantized model keeps of its float model, and what its file is."""
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from keras import layers
+
+from keras_muffnet import quantization
+from keras_muffnet.litert import LiteRTModel
+from keras_muffnet.litert.metadata import read_metadata
+from keras_muffnet.quantization import calibration
+from tests.test_quantization_report import decibels
+
+SHAPE = (6, 6, 3)
+
+
+def network(outputs):
+    """A model of one image whose features `outputs` makes something of."""
+    image = keras.Input(SHAPE, name="image")
+    x = layers.Conv2D(8, 3, activation="relu", name="conv")(image)
+    return keras.Model(image, outputs(x), name="mine")
+
+
+def heads(x):
+    x = layers.GlobalAveragePooling2D()(x)
+    return {
+        "kind": layers.Dense(4, activation="softmax", name="predictions")(x),
+        "box": layers.Dense(2, activation="relu", name="corner")(x),
+    }
+
+
+def uniform(low=-1.0, high=127 / 128, count=100):
+    return np.random.default_rng(0).uniform(low, high, (count, *SHAPE))
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    model = network(heads)
+    model.get_layer("conv").trainable = False
+    return model
+
+
+@pytest.fixture(scope="module")
+def quantized(model):
+    return quantization.quantize_aware(model, uniform())
+
+
+def test_names_and_structure_are_kept(model, quantized):
+    assert quantized.name == "mine"
+    assert quantized.output_names == model.output_names
+    assert list(quantized.output) == list(model.output)
+    assert [x.name for x in quantized.inputs] == ["image"]
+
+
+def test_what_is_not_trained_stays_so(quantized):
+    trained = {v.path.split("/")[0] for v in quantized.trainable_variables}
+    assert {name.removesuffix("_inner") for name in trained} == {
+        "predictions",
+        "corner",
+    }
+
+
+def test_it_is_compiled_and_trained_as_the_float_model(quantized, model):
+    losses = {"kind": "sparse_categorical_crossentropy", "box": "mse"}
+    labels = {"kind": np.arange(100) % 4, "box": np.zeros((100, 2))}
+    found = []
+    for either in (model, quantized):
+        either.compile(keras.optimizers.SGD(0.0), losses)
+        found.append(
+            either.evaluate(uniform(), labels, return_dict=True, verbose=0)
+        )
+    float_losses, losses = found
+    assert losses == pytest.approx(float_losses, rel=0.02)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_the_file_ends_in_logits_unless_asked(
+    model, quantized, softmax, tmp_path
+):
+    path = quantization.convert(
+        quantized, tmp_path / "m.tflite", softmax=softmax
+    )
+    file = LiteRTModel(path)
+    names = [operation.name for operation in file.operations()]
+    assert ("SOFTMAX" in names) == softmax
+    given = file.predict(uniform())
+    assert list(given) == ["box", "kind"]
+    wanted = model.predict(uniform(), verbose=0)
+    if not softmax:
+        given["kind"] = keras.ops.convert_to_numpy(
+            keras.ops.softmax(given["kind"])
+        )
+    for name, values in wanted.items():
+        assert decibels(values, given[name]) > 30
+
+
+def test_several_outputs_are_reported(model, quantized, tmp_path):
+    path = quantization.convert(quantized, tmp_path / "m.tflite")
+    found = quantization.report(model, path, uniform(count=20))
+    assert len(found.outputs) == 2
+    assert all(answer.sqnr > 30 for answer in found.outputs)
+    assert not found.unmatched
+    assert "output 1: " in str(found)
+
+
+def spread(x):
+    norm = layers.BatchNormalization(
+        gamma_initializer=keras.initializers.Constant(
+            np.exp(np.random.default_rng(1).normal(0, 1.5, 16))
+        )
+    )
+    x = layers.ReLU()(norm(layers.Dense(16, name="dense")(layers.Flatten()(x))))
+    return layers.Dense(8, name="last")(x)
+
+
+def dense_scales(path):
+    interpreter = Interpreter(str(path))
+    found = {}
+    for tensor in interpreter.get_tensor_details():
+        if tensor["dtype"] == np.int8 and tensor["shape"].tolist() in (
+            [16, 128],
+            [8, 16],
+        ):
+            scales = tensor["quantization_parameters"]["scales"]
+            found[int(tensor["shape"][0])] = len(scales)
+    return found
+
+
+def test_dense_kernels_have_a_scale_for_each_output_or_one(tmp_path):
+    keras.utils.set_random_seed(0)
+    model, x = network(spread), uniform()
+    found = {}
+    for name, per_channel in {
+        "each": True,
+        "one": False,
+        "some": {"dense": False},
+    }.items():
+        path = quantization.quantize_post_training(
+            model, x, tmp_path / "m.tflite", per_channel=per_channel
+        )
+        given = LiteRTModel(path).predict(x)
+        found[name] = decibels(model.predict(x, verbose=0), given)
+        scales = dense_scales(path)
+        assert (
+            scales
+            == {
+                "each": {16: 16, 8: 8},
+                "one": {16: 1, 8: 1},
+                "some": {16: 1, 8: 8},
+            }[name]
+        )
+    assert found["each"] > found["one"] + 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dens": False}, "Received: 'dens'; close to it: dense"),
+        ({"flatten": False}, "with a kernel"),
+        ({"dense": 3}, "True or False. Received: 3"),
+    ],
+)
+def test_what_per_channel_names_is_checked(settings, message):
+    keras.utils.set_random_seed(0)
+    image = keras.Input(SHAPE)
+    x = layers.Flatten(name="flatten")(image)
+    model = keras.Model(image, layers.Dense(2, name="dense")(x))
+    with pytest.raises(ValueError, match=f"`per_channel` .*{message}"):
+        quantization.quantize_aware(model, uniform(), per_channel=settings)
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.01])
+def test_data_that_fill_little_of_a_range_have_their_own(scale, tmp_path):
+    keras.utils.set_random_seed(0)
+    model, x = network(layers.Flatten()), scale * uniform()
+    path = quantization.quantize_post_training(model, x, tmp_path / "m.tflite")
+    wanted = model.predict(x, verbose=0)
+    assert decibels(wanted, LiteRTModel(path).predict(x)) > 36
+    with pytest.raises(ValueError, match="metadata"):  # that claim a scaling
+        read_metadata(path.read_bytes())
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-22])
+def test_narrow_ranges_leave_room_for_the_next_bias(size, tmp_path):
+    keras.utils.set_random_seed(0)
+    image = keras.Input(SHAPE)
+    small = keras.initializers.RandomNormal(0, size)
+    x = layers.Conv2D(4, 3, kernel_initializer=small, activation="relu")(image)
+    bias = keras.initializers.RandomNormal(1.0, 1.0)
+    model = keras.Model(image, layers.Conv2D(4, 1, bias_initializer=bias)(x))
+    path = quantization.quantize_post_training(
+        model, uniform(), tmp_path / "m.tflite"
+    )
+    wanted = model.predict(uniform(), verbose=0)
+    assert decibels(wanted, LiteRTModel(path).predict(uniform())) > 40
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.MaxPooling2D(), layers.GlobalAveragePooling2D()]
+)
+def test_a_model_without_weights_is_converted(layer, tmp_path):
+    image = keras.Input(SHAPE)
+    model = keras.Model(image, layer(image))
+    path = quantization.quantize_post_training(
+        model, uniform(), tmp_path / "m.tflite"
+    )
+    wanted = model.predict(uniform(), verbose=0)
+    assert decibels(wanted, LiteRTModel(path).predict(uniform())) > 38
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, k):
+        return uniform()[25 * k : 25 * k + 25], np.zeros(25)
+
+
+def endless():
+    while True:
+        yield uniform()
+
+
+def dataset():
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices((uniform(), range(100))).batch(32)
+
+
+def loader():
+    torch = pytest.importorskip("torch")
+    examples = torch.utils.data.TensorDataset(
+        torch.tensor(uniform()), torch.zeros(100)
+    )
+    return torch.utils.data.DataLoader(examples, batch_size=32)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        uniform,
+        lambda: uniform().astype(np.float16).astype(np.float64),
+        lambda: keras.ops.convert_to_tensor(uniform()),
+        lambda: [uniform()],
+        lambda: {"image": uniform()},
+        Batches,
+        dataset,
+        loader,
+        endless,
+    ],
+)
+def test_calibration_takes_what_predict_takes(model, make):
+    (found,) = calibration.read_data(make(), model)
+    assert found.dtype == np.float32
+    assert len(found) == (1000 if make is endless else 100)
+    np.testing.assert_allclose(found[:100], uniform(), atol=1e-3)
+
+
+def test_integers_are_calibration_data(model):
+    pixels = (uniform() * 128 + 128).astype(np.uint8)
+    (found,) = calibration.read_data(pixels, model)
+    assert np.array_equal(found, pixels)
+
+
+def test_each_of_several_inputs_has_its_data():
+    inputs = [keras.Input((4,), name="a"), keras.Input((2,), name="b")]
+    model = keras.Model(inputs, layers.Concatenate()(inputs))
+    a, b = np.zeros((3, 4)), np.ones((3, 2))
+    for data in ([a, b], {"b": b, "a": a}, iter([((a, b), 0)])):
+        found = calibration.read_data(data, model)
+        assert [x.shape for x in found] == [(3, 4), (3, 2)]
+    with pytest.raises(ValueError, match=r"as many examples.*3, 2"):
+        calibration.read_data([a, b[:2]], model)
+
+
+def test_data_of_two_inputs_of_one_shape_are_told_apart():
+    inputs = [keras.Input((2,), name="a"), keras.Input((2,), name="b")]
+    model = keras.Model(inputs, layers.Add()(inputs))
+    found = calibration.read_data(
+        {"b": np.ones((3, 2)), "a": np.zeros((3, 2))}, model
+    )
+    assert [x.max() for x in found] == [0.0, 1.0]
