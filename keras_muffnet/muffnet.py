@@ -66,8 +66,9 @@ def MuffNet(
 
     Args:
         input_shape: shape of an image without the batch axis. Defaults to
-            224x224x3 with the classifier and to images of any size with 3
-            channels without it. With the classifier it must be static.
+            224x224x3 with the classifier, or to the size that published
+            weights were trained at, and to images of any size with 3 channels
+            without it. With the classifier it must be static.
         alpha: width multiplier. The paper's networks are 0.5, 1.0 and 1.5;
             any other positive number gives a network between or beyond them.
             Must be left out where `stages` is given.
@@ -77,8 +78,8 @@ def MuffNet(
             (`.weights.h5`, `.h5` or `.keras`) of a model of the same structure;
             or the name of weights that ship with the package, a key of
             `keras_muffnet.published_weights()`. "cifar10" fits `alpha=0.5`,
-            with its classifier `classes=10` and 32x32 images, without it
-            images of any size and any stem.
+            with its classifier `classes=10` and its own stem, without it any
+            stem.
         input_tensor: Keras tensor to use as the image input. What lies
             upstream of it stays in the model.
         pooling: without the classifier, None for the feature map, "avg" or
@@ -92,8 +93,12 @@ def MuffNet(
             `keras_muffnet.stages_from_notation` makes others.
         stem: "imagenet" (downsampling by 4 before the first stage),
             "tiny_imagenet" (64x64: none) or "cifar" (32x32: none, and stage 1
-            keeps the size). "auto" takes "cifar" for static inputs smaller
-            than 56x56 and "imagenet" for all others, as section 3.3 says.
+            keeps the size). "auto" takes the stem that published weights were
+            trained with, at any size: their filters know edges at that scale.
+            Without published weights it takes "cifar" for static inputs
+            smaller than 56x56 and "imagenet" for all others, as section 3.3
+            says. On large images a stem that keeps the size is expensive:
+            name a coarser one to save time.
 
     Returns:
         A Functional `keras.Model`.
@@ -105,6 +110,9 @@ def MuffNet(
         OSError: if the file `weights` is damaged.
     """
     # All arguments are checked before the first layer is made.
+    published = (
+        published_weights().get(weights) if isinstance(weights, str) else None
+    )
     arguments = check_arguments(
         input_shape,
         include_top,
@@ -113,6 +121,7 @@ def MuffNet(
         pooling,
         classes,
         classifier_activation,
+        default_size=published.size if published else 224,
         published=published_weights(),
     )
     if stages is None:
@@ -125,14 +134,16 @@ def MuffNet(
                 "`alpha` must be left out where `stages` is given, which says "
                 f"how wide the network is. Received: alpha={alpha!r}"
             )
-        if arguments.weights in published_weights():
+        if published is not None:
             raise ValueError(
                 "`weights` must be None or a file where `stages` is given. "
                 f"Received: weights={arguments.weights!r}"
             )
         default_name = "muffnet"
+    if published is not None and stem == "auto":
+        stem = published.stem
     stem = choose_stem(stem, arguments.shape)
-    if arguments.weights in published_weights():
+    if published is not None:
         path = _published_file(arguments, alpha, stem)
         arguments = arguments._replace(weights=str(path))
     return assemble(
@@ -219,9 +230,7 @@ def _published_file(
     if arguments.include_top and stem != published.stem:
         raise ValueError(
             f"`stem` must be {published.stem!r} for weights={name!r} where "
-            "`include_top` is True, and with it `input_shape` "
-            f"{published.size}x{published.size}. Received: stem={stem!r}, "
-            f"input_shape={arguments.shape}"
+            f"`include_top` is True. Received: stem={stem!r}"
         )
     return weights_file(name, alpha)
 

@@ -221,7 +221,7 @@ def test_without_classifier_any_size_stem_and_upstream(
         weights="digits",
     )
     assert body.output_shape == (None, 1024)
-    assert body.get_layer("stem_conv").strides == (2, 2)
+    assert body.get_layer("stem_conv").strides == (1, 1)  # as at 32x32
     for layer in body.layers:
         if layer.weights and layer.name != "upstream":
             for ours, theirs in zip(
@@ -230,6 +230,20 @@ def test_without_classifier_any_size_stem_and_upstream(
                 strict=True,
             ):
                 np.testing.assert_array_equal(ours, np.float16(theirs))
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (96, 64, 3), (None, None, 3)])
+def test_auto_is_the_stem_of_the_weights_at_any_size(shape):
+    arguments = {"alpha": 0.5, "include_top": False, "weights": "cifar10"}
+    body = MuffNet(shape, **arguments)
+    assert body.output_shape[1:3] == tuple(s and s // 4 for s in shape[:2])
+    coarser = MuffNet(shape, **arguments, stem="tiny_imagenet")
+    assert coarser.output_shape[1:3] == tuple(s and s // 8 for s in shape[:2])
+
+
+def test_published_weights_bring_their_size():
+    model = MuffNet(alpha=0.5, weights="cifar10", classes=10)
+    assert model.input_shape == (None, 32, 32, 3)
 
 
 def test_damage_is_found(run, folder, monkeypatch):
@@ -259,7 +273,7 @@ def test_accuracy_lost_in_float16_refuses(run, folder, monkeypatch, capsys):
     [
         ({"alpha": 1.0}, ["`alpha` must be one of 0.5", "alpha=1.0"]),
         ({"classes": 1000}, ["`classes` must be 10", "classes=1000"]),
-        ({"input_shape": (224, 224, 3)}, ["`stem`", "32x32", "'imagenet'"]),
+        ({"stem": "imagenet"}, ["`stem` must be 'cifar'", "'imagenet'"]),
         ({"input_shape": (32, 32, 1)}, ["`input_shape`", "3 channels"]),
         ({"weights": "cifar"}, ["`weights`", "cifar10", "'cifar'"]),
     ],
