@@ -10,6 +10,29 @@ from keras_muffnet._arguments import positive_integer
 
 
 @keras.saving.register_keras_serializable(package="keras_muffnet")
+class ImageInput(keras.layers.InputLayer):
+    """An input that knows how images are made ready for it.
+
+    Being part of the model, the knowledge stays with it through `save`,
+    `load_model` and models built on top of its input.
+    `keras_muffnet.preprocessing` writes and reads it.
+
+    Args:
+        preprocessing: what `Preprocessing.get_config` returns.
+        **kwargs: as of `keras.layers.InputLayer`.
+    """
+
+    def __init__(
+        self, preprocessing: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.preprocessing = dict(preprocessing or {})
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "preprocessing": self.preprocessing}
+
+
+@keras.saving.register_keras_serializable(package="keras_muffnet")
 class ChannelSlice(keras.layers.Layer):
     """Takes channels `start` to `stop` of a batch of feature maps.
 

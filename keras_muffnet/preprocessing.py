@@ -1,9 +1,10 @@
-"""How pixels are scaled for a network.
+"""How images are made ready for a network, and how a model remembers it.
 
 Keras is imported by what needs it, on use, so that the constants are there
 for all parts of the package.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -14,6 +15,207 @@ if TYPE_CHECKING:
 
 # `preprocess_input` subtracts the mean and divides by the standard deviation.
 MEAN = STD = 128.0
+# What tells of it in the folder `assets.extra` of a SavedModel.
+PREPROCESSING_FILE = "preprocessing.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How images are made ready for a model, and what its classes are called.
+
+    An image is decoded to RGB, brought to the model's size, bilinearly with
+    antialiasing and rounded to whole levels, and scaled.
+
+    Attributes:
+        crop: None where the whole image is resized, whatever its aspect
+            ratio. Else the share of the shorter side that is kept: the image
+            is resized so that this share is the model's size, and its centre
+            is cropped. 0.875 makes 256 and 224 of section 5.1.
+        mean: pixel value in [0, 255] that becomes 0.
+        std: what pixels are divided by, less the mean.
+        class_names: a name for each class, or empty.
+
+    Raises:
+        ValueError: if an attribute is not as told.
+    """
+
+    crop: float | None = None
+    mean: float = MEAN
+    std: float = STD
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(
+                f"`crop` must be None or in (0, 1]. Received: crop={self.crop}"
+            )
+        if not self.std > 0:
+            raise ValueError(
+                f"`std` must be positive. Received: std={self.std}"
+            )
+        # JSON has lists; a frozen dataclass is changed this way.
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the attributes as JSON has them."""
+        return {
+            **dataclasses.asdict(self),
+            "class_names": list(self.class_names),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Preprocessing":
+        """Makes one of what `get_config` returned, possibly by a later version.
+
+        What this version does not know is left out.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in config.items() if k in names})
+
+    def scale(self, pixels: Any) -> Any:
+        """Scales float pixels in [0, 255] for the model."""
+        if (self.mean, self.std) == (0.0, 1.0):
+            return pixels
+        return (pixels - self.mean) / self.std
+
+    def describe(self, scaling: str | None = None) -> str:
+        """Tells in a line how an image is resized and scaled.
+
+        Args:
+            scaling: what to say in place of `mean` and `std`.
+        """
+        resizing = "resized as a whole"
+        if self.crop is not None:
+            resizing = (
+                "resized and cropped to its centre, "
+                f"{self.crop:g} of the shorter side"
+            )
+        if scaling is None:
+            scaling = "pixels in [0, 255]"
+            if (self.mean, self.std) == (0.0, 1.0):
+                scaling += ", which it scales"
+            else:
+                scaling += f" scaled by (x - {self.mean:g}) / {self.std:g}"
+        return f"{resizing}, {scaling}"
+
+
+def preprocessing_of(model: "keras.Model") -> Preprocessing:
+    """Returns how images are made ready for a model.
+
+    It is what `with_preprocessing` gave the model. One without takes whole
+    images, scaled as `preprocess_input` does or, where its first layer scales
+    pixels, not at all; see `scales_pixels`.
+
+    Args:
+        model: a functional or sequential model.
+
+    Returns:
+        The `Preprocessing`. Class names are empty where the model no longer
+        ends in the layer that they were given for.
+    """
+    from keras_muffnet.layers import ImageInput
+
+    for layer in model.layers:
+        if isinstance(layer, ImageInput):
+            found = Preprocessing.from_config(layer.preprocessing)
+            if _names_classes(model, found.class_names):
+                return found
+            return dataclasses.replace(found, class_names=())
+    if scales_pixels(model):
+        return Preprocessing(mean=0.0, std=1.0)
+    return Preprocessing()
+
+
+def _names_classes(model: "keras.Model", names: tuple[str, ...]) -> bool:
+    """Whether a model still ends in the layer of so many classes."""
+    shape = model.output_shape
+    if model.layers[-1].name != "predictions" or not isinstance(shape, tuple):
+        return False
+    # A detector answers with the background and four codes of a box, too.
+    classes = shape[-1] - 5 if len(shape) == 3 else shape[-1]
+    return len(names) == classes
+
+
+def center_box(
+    xp: Any, height: Any, width: Any, size: tuple[int, int], crop: float
+) -> tuple[Any, Any, Any, Any]:
+    """Finds the centre of an image, as `Preprocessing.crop` says.
+
+    Args:
+        xp: `numpy`, or TensorFlow's functions under NumPy's names.
+        height: of the image, float64.
+        width: of the image, float64.
+        size: height and width in pixels that the crop is to have.
+        crop: share of the shorter side that is kept, in (0, 1].
+
+    Returns:
+        Height and width to resize the image to, and top and left of the crop
+        in it: whole numbers, float64.
+    """
+    tall, wide = (round(side / crop) for side in size)
+    scale = xp.maximum(tall / height, wide / width)
+    new_height, new_width = xp.rint(height * scale), xp.rint(width * scale)
+    top = xp.floor((new_height - size[0]) / 2)
+    left = xp.floor((new_width - size[1]) / 2)
+    return new_height, new_width, top, left
+
+
+def image_input(
+    model: "keras.Model", preprocessing: Preprocessing
+) -> "keras.KerasTensor":
+    """Makes an input like a model's own that knows how images are made ready.
+
+    Args:
+        model: a functional model with one input.
+        preprocessing: what it is to know.
+
+    Returns:
+        The Keras tensor, for `keras.models.clone_model`.
+
+    Raises:
+        ValueError: if the model has another number of inputs.
+    """
+    from keras_muffnet.layers import ImageInput
+
+    if len(model.inputs) != 1:
+        raise ValueError(
+            "`model` must have one input. Received a model with "
+            f"{len(model.inputs)}: {model.name!r}"
+        )
+    [x] = model.inputs
+    return ImageInput(
+        preprocessing=preprocessing.get_config(),
+        batch_shape=x.shape,
+        dtype=x.dtype,
+        name=x.name,
+    ).output
+
+
+def with_preprocessing(
+    model: "keras.Model", preprocessing: Preprocessing
+) -> "keras.Model":
+    """Returns a copy of a model that knows how images are made ready for it.
+
+    `save` and `keras.saving.load_model` keep it, and so do the exporters and
+    all commands of this package.
+
+    Args:
+        model: a functional model with one input.
+        preprocessing: what it is to know.
+
+    Returns:
+        The copy, not compiled, with the same weights.
+
+    Raises:
+        ValueError: if the model has another number of inputs.
+    """
+    import keras
+
+    copy = keras.models.clone_model(
+        model, input_tensors=image_input(model, preprocessing)
+    )
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def preprocess_input(x: Any, data_format: str | None = None) -> Any:
@@ -66,10 +268,8 @@ def scales_pixels(model: "keras.Model") -> bool:
 def normalization_of(model: "keras.Model") -> tuple[float, float]:
     """Returns the mean and the standard deviation that a model's pixels need.
 
-    (0, 1) for a model that scales pixels itself, and else those of
-    `preprocess_input`.
-
     Args:
         model: a functional or sequential model.
     """
-    return (0.0, 1.0) if scales_pixels(model) else (MEAN, STD)
+    known = preprocessing_of(model)
+    return known.mean, known.std

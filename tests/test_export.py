@@ -566,7 +566,9 @@ def test_card_and_configuration(photo_model, photo_export):
     for fact in (
         "# muffnet\n",
         f"| parameters | {photo_model.count_params():,}, ",
-        "| input | 64x80x3, pixels in [0, 255] scaled by (x - 128) / 128 |",
+        "| input | 64x80x3 |",
+        "| images | resized as a whole, pixels in [0, 255] scaled by "
+        "(x - 128) / 128 |",
         "| classes | 7: class 0 to größte |",
         "`classes` with their `scores`",
         "/v1/models/muffnet:predict",

@@ -20,12 +20,17 @@ from keras_muffnet.training import DivergedError
 from keras_muffnet.training import checkpoints
 from keras_muffnet.training import fit
 from keras_muffnet.training import loop
+from keras_muffnet.training.loop import Interrupted
 from tests.conftest import ROOT
+from tests.training_run import Batches
 from tests.training_run import SmallFeed
 from tests.training_run import digest
 from tests.training_run import run
 from tests.training_run import small_model
 from tests.training_run import small_recipe
+
+# Of a run, in the slow tests.
+KILLS = int(os.environ.get("MUFFNET_TEST_KILLS", "2"))
 
 
 @pytest.fixture(autouse=True)
@@ -424,3 +429,149 @@ def test_a_machine_without_matplotlib_trains(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("No picture of the curves") == 1
     assert not (tmp_path / "curves.png").exists()
     assert len(read_log(tmp_path)) == 2
+
+
+def with_callback(monkeypatch, callback):
+    """Has all models be trained with one more callback."""
+    original = keras.Model.fit
+
+    def fit_too(self, *args, callbacks=(), **kwargs):
+        return original(self, *args, callbacks=[*callbacks, callback], **kwargs)
+
+    monkeypatch.setattr(keras.Model, "fit", fit_too)
+
+
+class Signal(keras.callbacks.Callback):
+    """Sends this process a signal after a step."""
+
+    def __init__(self, number, step):
+        super().__init__()
+        self.number = number
+        self.step = step
+        self.seen = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen += 1
+        if self.seen == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "told"),
+    [
+        (signal.SIGTERM, 8, "after epoch 1, step 2 of the next"),
+        (signal.SIGINT, 6, "after epoch 1"),
+    ],
+)
+def test_a_signal_ends_the_run_with_a_checkpoint(
+    number, step, told, whole, tmp_path, monkeypatch
+):
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        with_callback(patch, Signal(number, step))
+        with pytest.raises(Interrupted, match=f"{told}$"):
+            run(small_recipe(), tmp_path)
+    assert signal.getsignal(number) is before
+    model, result = run(small_recipe(), tmp_path)
+    assert digest(model) == digest(whole[1])
+    assert result == whole[2]
+
+
+class ValidatedFeed(SmallFeed):
+    """Some images of its own to compare epochs on, with wrong labels."""
+
+    validation_size = 8
+
+    def validation(self):
+        rows = slice(20, 28)
+        return Batches([(self.images[rows], 2 - self.labels[rows])])
+
+
+def test_the_best_epoch_is_that_of_the_validation_images(tmp_path):
+    feed = ValidatedFeed()
+    recipe = small_recipe(label_smoothing=0.2)
+    _, result = run(recipe, tmp_path, feed=feed)
+    log = read_log(tmp_path)
+    scores = [float(row["val_accuracy"]) for row in log]
+    assert result["best"]["epoch"] == 1 + scores.index(max(scores))
+    model = keras.saving.load_model(tmp_path / "last.keras")
+    for batches, figure in (
+        (feed.validation(), float(log[-1]["val_loss"])),
+        (feed.evaluation(), result["last"]["loss"]),
+    ):
+        # Without the smoothing that training has.
+        losses = [
+            keras.losses.sparse_categorical_crossentropy(
+                y, model.predict_on_batch(x)
+            )
+            for x, y in batches.batches
+        ]
+        loss = np.mean(np.concatenate([np.asarray(part) for part in losses]))
+        assert figure == pytest.approx(loss, rel=1e-5)
+    assert float(log[-1]["val_loss"]) != result["last"]["loss"]
+
+
+def test_norms_stay_frozen_and_averages_start_anew(tmp_path):
+    """Where freezing ends, with batch normalization kept as it is."""
+    settings = {
+        "ema": 0.9,
+        "freeze_epochs": 0.34,  # one of three
+        "freeze_norms": True,
+        "weights": "not used here",
+    }
+    recipe = small_recipe(**settings)
+    assert recipe.frozen_epochs == 1
+    kept = {}
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            kept[epoch] = {
+                weight.path: weight.numpy() for weight in self.model.weights
+            }
+
+    fit_with_callback(recipe, tmp_path / "watched", Watch())
+    for path in kept[0]:
+        same = np.array_equal(kept[0][path], kept[2][path])
+        assert same == path.startswith(("low_bn", "seed_generator")), path
+    # Stopped where the phases meet, and within the second one.
+    for epoch in (1, 2):
+        stopped_run(tmp_path / "stopped", epoch, **settings)
+    model, result = run(recipe, tmp_path / "stopped")
+    again, same = run(recipe, tmp_path / "whole")
+    assert digest(model) == digest(again)
+    assert result == same
+
+
+def test_an_unknown_layer_to_unfreeze_is_refused_before_the_first_epoch(
+    tmp_path,
+):
+    recipe = small_recipe(
+        freeze_epochs=1, unfreeze_from="hihg_conv", weights="not used here"
+    )
+    with pytest.raises(ValueError, match="near it: 'high_conv'"):
+        run(recipe, tmp_path, feed=StoppingFeed(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
+def test_a_network_of_many_threads_is_deterministic(backend, tmp_path):
+    """Killed at any moments, a run ends to the bit as one left alone."""
+    settings = {
+        "size": 32,
+        "batch_size": 64,
+        "epochs": 2,
+        "learning_rate": 0.05,
+        "checkpoint_steps": 1,
+    }
+    folder = str(tmp_path / "run")
+    moments = np.random.default_rng().integers(1, 4000, KILLS)
+    for moment in moments:
+        killed = start(backend, settings, folder, f"after:{moment}")
+        # A run that was done before its moment came is one, too.
+        assert killed.returncode in (-signal.SIGKILL, 0), killed.stderr
+    done = start(backend, settings, folder, "compare")
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        line for line in done.stdout.splitlines() if line.startswith("weights")
+    )
+    assert first == second, moments

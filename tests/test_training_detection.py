@@ -10,6 +10,7 @@ import pytest
 from keras_muffnet import MuffNet
 from keras_muffnet.data.detection.feed import GroundTruth
 from keras_muffnet.detection.ssd import is_detector
+from keras_muffnet.preprocessing import Preprocessing
 from keras_muffnet.training import Detection
 from keras_muffnet.training import DetectionRecipe
 from keras_muffnet.training import build_detector
@@ -31,7 +32,8 @@ class SmallFeed:
     """Eight images with a square each; the last has none."""
 
     class_names = ("a", "b")
-    train_size = test_size = 8
+    preprocessing = Preprocessing(class_names=class_names)
+    train_size = validation_size = test_size = 8
     steps_per_epoch = 2
 
     def __init__(self, stop=None):
@@ -57,6 +59,9 @@ class SmallFeed:
 
     def evaluation(self):
         return Batches([(self.images, self.targets)])
+
+    def validation(self):
+        return self.evaluation()
 
     def ground_truth(self):
         truths = []

@@ -3,7 +3,8 @@
     python -m tests.training_run SETTINGS_OF_RECIPE_AS_JSON FOLDER KILL
 
 KILL is "step:N", before step N of the process; "writing:N", within the writing
-of checkpoint N; or "logged:N", between log and checkpoint N. With "compare" for
+of checkpoint N; "logged:N", between log and checkpoint N; or "after:N", N
+milliseconds after the first step began. With "compare" for
 KILL, the run goes on and a second one is done in FOLDER-whole without
 interruption; the SHA-256 of both weights are printed.
 """
@@ -13,10 +14,14 @@ import json
 import os
 import signal
 import sys
+import threading
 
 import keras
 import numpy as np
 
+from keras_muffnet import MuffNet
+from keras_muffnet import StageSpec
+from keras_muffnet.preprocessing import Preprocessing
 from keras_muffnet.training import Recipe
 from keras_muffnet.training import checkpoints
 from keras_muffnet.training import configure_keras
@@ -42,15 +47,17 @@ class SmallFeed:
     """48 random images whose mean tells their class."""
 
     class_names = CLASSES
+    preprocessing = Preprocessing(class_names=CLASSES)
     train_size = 48
-    test_size = 14
+    validation_size = test_size = 14
     steps_per_epoch = 6
+    side = 8
 
     def __init__(self, seed=0):
         rng = np.random.default_rng(0)
         self.seed = seed
         self.labels = rng.integers(0, 3, self.train_size)
-        noise = rng.normal(size=(self.train_size, 8, 8, 3))
+        noise = rng.normal(size=(self.train_size, self.side, self.side, 3))
         shift = self.labels[:, None, None, None]
         self.images = (noise + shift).astype("float32")
         if keras.config.image_data_format() == "channels_first":
@@ -58,7 +65,8 @@ class SmallFeed:
 
     def epoch(self, epoch, start_step=0):
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(self.train_size).reshape(-1, 8)
+        order = rng.permutation(self.train_size)
+        order = order.reshape(self.steps_per_epoch, -1)
         return Batches(
             [
                 (self.images[rows], self.labels[rows])
@@ -70,8 +78,19 @@ class SmallFeed:
         rows = (slice(0, 8), slice(8, 14))
         return Batches([(self.images[r], self.labels[r]) for r in rows])
 
+    def validation(self):
+        return self.evaluation()
+
     def report(self):
         return "48 training and 14 test images"
+
+
+class LargeFeed(SmallFeed):
+    """For `large_model`: work enough that threads get in each other's way."""
+
+    train_size = 256
+    steps_per_epoch = 4
+    side = 32
 
 
 def small_recipe(**settings):
@@ -108,10 +127,22 @@ def small_model():
     return keras.Model(inputs, x, name="small")
 
 
+def large_model():
+    """Sums of many gradients: each map of a stage is read by all later ones."""
+    return MuffNet(
+        (32, 32, 3),
+        classes=len(CLASSES),
+        classifier_activation=None,
+        stages=[StageSpec("average", 5, 20), StageSpec("geometric", 5, 31)],
+    )
+
+
 def run(recipe, folder, verbose=0, feed=None):
     """Does the run, and returns the model and its result."""
     configure_keras(recipe)
-    model = small_model()
+    model = small_model() if recipe.size == 8 else large_model()
+    if feed is None and recipe.size != 8:
+        feed = LargeFeed()
     result = fit(model, recipe, feed or SmallFeed(), folder, verbose)
     return model, result
 
@@ -127,6 +158,18 @@ def kill():
 
 def arm(where, number):
     """Has the process kill itself at the call number `number` of a place."""
+    if where == "after":
+        # Counted from the first step: compiling takes most of the time.
+        owner, name = loop._Saver, "on_train_batch_begin"
+        original = getattr(owner, name)
+
+        def started(*args, **kwargs):
+            setattr(owner, name, original)
+            threading.Timer(number / 1000, kill).start()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, started)
+        return
     owner, name = {
         "step": (loop._Saver, "on_train_batch_begin"),
         "writing": (checkpoints.os, "fsync"),

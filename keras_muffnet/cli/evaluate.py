@@ -15,6 +15,7 @@ which the scores are drawn. The classes of the images must be the model's.
 """
 
 import argparse
+import dataclasses
 import pathlib
 from typing import TYPE_CHECKING
 from typing import Any
@@ -113,7 +114,7 @@ def evaluate_classifier(
     height, width = common.image_size(args, predictor.size)
     feed = data.make_feed(
         source,
-        data.PLAIN,
+        dataclasses.replace(data.PLAIN, test_crop=predictor.crop),
         size=(height, width),
         **feed_settings(source, args, BATCH_SIZE),
         on_bad_image=args.on_bad,

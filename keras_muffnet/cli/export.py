@@ -12,11 +12,13 @@ existing one, such as `muffnet quantize` writes, is copied as it is.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import tempfile
 from typing import Any
 
 from keras_muffnet.cli import common
+from keras_muffnet.preprocessing import Preprocessing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         type=pathlib.Path,
         help="text file with the name of a class on each line (default: those "
-        "of a model that ships)",
+        "that the model was trained on)",
     )
     common.add_normalization_argument(parser)
     parser.add_argument(
@@ -59,6 +61,8 @@ def export(args: argparse.Namespace) -> pathlib.Path:
     from keras_muffnet.evaluation.models import published_class_names
     from keras_muffnet.export import export_saved_model
     from keras_muffnet.export import publish_litert
+    from keras_muffnet.preprocessing import preprocessing_of
+    from keras_muffnet.preprocessing import with_preprocessing
 
     if args.model.endswith(".tflite"):
         if args.format != "litert" or args.labels or args.normalization:
@@ -75,50 +79,44 @@ def export(args: argparse.Namespace) -> pathlib.Path:
             "--labels must be left out for --format litert of a detector, "
             "whose file has no room for them"
         )
-    labels = list(published_class_names(args.model)) or None
-    if args.labels:
-        labels = common.read_labels(args.labels)
-    if args.format == "litert":
-        return export_litert_version(
-            model, labels, args.normalization, args.output
-        )
-    preprocess = None
+    known = preprocessing_of(model)
     if args.normalization:
         mean, std = args.normalization
-
-        def preprocess(pixels: Any) -> Any:
-            return (pixels - mean) / std
-
+        known = dataclasses.replace(known, mean=mean, std=std)
+    names = known.class_names or published_class_names(args.model)
+    if args.labels:
+        names = tuple(common.read_labels(args.labels))
+    known = dataclasses.replace(known, class_names=names)
+    if args.format == "litert":
+        return export_litert_version(model, known, args.output)
+    if known != preprocessing_of(model):
+        model = with_preprocessing(model, known)
     return export_saved_model(
-        model, args.output, labels=labels, preprocess=preprocess
+        model, args.output, labels=known.class_names or None
     )
 
 
 def export_litert_version(
-    model: Any,
-    labels: list[str] | None,
-    normalization: tuple[float, float] | None,
-    base_path: pathlib.Path,
+    model: Any, known: Preprocessing, base_path: pathlib.Path
 ) -> pathlib.Path:
     """Writes a float LiteRT file with metadata as the next version."""
     from keras_muffnet.detection.ssd import is_detector
     from keras_muffnet.export import export_litert
     from keras_muffnet.export import publish_litert
     from keras_muffnet.litert.metadata import embed_metadata
-    from keras_muffnet.preprocessing import normalization_of
 
     with tempfile.TemporaryDirectory() as folder:
         path = export_litert(model, pathlib.Path(folder) / "model.tflite")
         if is_detector(model):
             # Metadata is of models with one output.
             return publish_litert(path, base_path)
-        mean, std = normalization or normalization_of(model)
         content = embed_metadata(
             path.read_bytes(),
             name=model.name,
-            labels=labels,
-            mean=mean,
-            std=std,
+            labels=known.class_names or None,
+            mean=known.mean,
+            std=known.std,
+            crop=known.crop,
         )
         path.write_bytes(content)
         return publish_litert(path, base_path)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from keras_muffnet._optional import load_optional
+from keras_muffnet.preprocessing import center_box
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -75,19 +76,6 @@ def _random_box(
     return xp.floor(top), xp.floor(left), tall, wide
 
 
-def _centre_box(
-    xp: Any, height: Any, width: Any, geometry: Geometry
-) -> tuple[Any, Any, Any, Any]:
-    """What to resize to, and where the centre then lies, as float64."""
-    assert geometry.centre is not None
-    tall, wide = (round(side / geometry.centre) for side in geometry.size)
-    scale = xp.maximum(tall / height, wide / width)
-    new_height, new_width = xp.rint(height * scale), xp.rint(width * scale)
-    top = xp.floor((new_height - geometry.size[0]) / 2)
-    left = xp.floor((new_width - geometry.size[1]) / 2)
-    return new_height, new_width, top, left
-
-
 def decode_with_pillow(
     encoded: bytes, geometry: Geometry, crop: np.ndarray | None = None
 ) -> np.ndarray:
@@ -115,7 +103,9 @@ def decode_with_pillow(
         top, left, tall, wide = map(int, box)
         image = image.crop((left, top, left + wide, top + tall))
     elif geometry.centre:
-        box = _centre_box(np, float(height), float(width), geometry)
+        box = center_box(
+            np, float(height), float(width), geometry.size, geometry.centre
+        )
         tall, wide, top, left = map(int, box)
         image = resized_with_pillow(image, (tall, wide))
         height, width = geometry.size
@@ -234,7 +224,7 @@ def decode_with_tensorflow(
             image, *(tf.cast(number, tf.int32) for number in box)
         )
     elif geometry.centre:
-        box = _centre_box(xp, shape[0], shape[1], geometry)
+        box = center_box(xp, shape[0], shape[1], geometry.size, geometry.centre)
         tall, wide, top, left = (tf.cast(number, tf.int32) for number in box)
         image = resized(image, tf.stack([tall, wide]))
         image = tf.image.crop_to_bounding_box(image, top, left, *geometry.size)

@@ -30,6 +30,7 @@ from keras_muffnet.data.reading import refuse_bad
 from keras_muffnet.data.reading import with_options
 from keras_muffnet.data.transforms import Transform
 from keras_muffnet.data.transforms import compiled
+from keras_muffnet.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -108,15 +109,18 @@ class Feed:
     Attributes:
         class_names: a name for each label.
         train_size: how many images an epoch draws from.
+        validation_size: how many images `validation` gives.
         test_size: how many images `evaluation` gives.
         steps_per_epoch: whole batches in an epoch; which images are left over
             differs by epoch.
         skipped: bad images left out, of both splits, each with the reason.
+        preprocessing: how test images are made ready, for a model to keep.
     """
 
     def __init__(
         self,
         train: Split,
+        validation: Split,
         test: Split,
         class_names: tuple[str, ...],
         recipe: Augmentation,
@@ -128,10 +132,17 @@ class Feed:
     ):
         self.class_names = class_names
         self.train_size = len(train)
+        self.validation_size = len(validation)
         self.test_size = len(test)
         self.steps_per_epoch = len(train) // batch_size
         self.skipped = (*train.skipped, *test.skipped)
+        if validation is not test:
+            self.skipped += tuple(validation.skipped)
+        self.preprocessing = Preprocessing(
+            test.geometry.centre, transform.mean, transform.std, class_names
+        )
         self._train = train
+        self._validation = validation
         self._test = test
         self._recipe = recipe
         # Traced once, not once an epoch.
@@ -145,8 +156,11 @@ class Feed:
         """Says in a line how many images there are and were skipped."""
         names = ", ".join(repr(name) for name, _ in self.skipped[:5])
         more = ", ..." if len(self.skipped) > 5 else ""
+        parts = f"{self.train_size} training"
+        if self._validation is not self._test:
+            parts += f", {self.validation_size} validation"
         return (
-            f"{self.train_size} training and {self.test_size} test images; "
+            f"{parts} and {self.test_size} test images; "
             f"{len(self.skipped)} bad ones skipped"
             + (f": {names}{more}" if names else "")
         )
@@ -203,6 +217,13 @@ class Feed:
         steps = range(start_step, self.steps_per_epoch)
         return self._batches(self._train, chosen, crops, draws, steps, rows)
 
+    def validation(self) -> "tf.data.Dataset | Batches":
+        """Gives each image that epochs are compared on; see `evaluation`.
+
+        The test images where there is no validation split.
+        """
+        return self._once(self._validation)
+
     def evaluation(self) -> "tf.data.Dataset | Batches":
         """Gives each test image once, in the order of the source.
 
@@ -212,12 +233,15 @@ class Feed:
             have a third part, float32 weights `(n,)`: 0 for what fills up,
             and for the images what makes the mean over all rows theirs.
         """
+        return self._once(self._test)
+
+    def _once(self, split: Split) -> "tf.data.Dataset | Batches":
         index, shards = self._shard
-        size = self._batch_size
-        steps = range(math.ceil(self.test_size / size))
+        size, images = self._batch_size, len(split)
+        steps = range(math.ceil(images / size))
         rows = size // shards
         # What fills up is taken from the start again.
-        count = len(steps) * size if self._fill else self.test_size
+        count = len(steps) * size if self._fill else images
         order = np.arange(count)
 
         def numbers(step: int) -> np.ndarray:
@@ -225,12 +249,12 @@ class Feed:
             return order[start : start + rows]
 
         def weights(step: int) -> np.ndarray:
-            among = numbers(step) < self.test_size
-            return (among * (count / self.test_size)).astype(np.float32)
+            among = numbers(step) < images
+            return (among * (count / images)).astype(np.float32)
 
         return self._batches(
-            self._test,
-            lambda step: numbers(step) % self.test_size,
+            split,
+            lambda step: numbers(step) % images,
             lambda positions: None,
             lambda step: {"weights": weights(step)} if self._fill else {},
             steps,
@@ -382,6 +406,7 @@ def make_feed(
     one_hot: bool = False,
     train_split: str = "train",
     test_split: str = "test",
+    val_split: str | None = None,
     on_bad_image: str = "raise",
     cache: bool | None = None,
     backend: str | None = None,
@@ -404,6 +429,8 @@ def make_feed(
         train_split: name of the training split.
         test_split: name of the test split. For a folder without `test/`,
             `"test"` gives `val/`.
+        val_split: name of the split that `Feed.validation` gives, to compare
+            epochs on. None gives the test split.
         on_bad_image: `"raise"`, or `"skip"` to leave bad images out and list
             them in `Feed.skipped`. Bad are files that are no whole image, that
             have other than 1 or 3 channels, or whose label is out of range.
@@ -479,8 +506,10 @@ def make_feed(
             "`batch_size` must be at most the number of training images, "
             f"{len(train)}. Received: batch_size={batch_size}"
         )
+    val = test if val_split is None else source.split(val_split)
     if cache is None:
-        pixels = (len(train) + len(test)) * math.prod(size)
+        count = len(train) + len(test) + (0 if val is test else len(val))
+        pixels = count * math.prod(size)
         cache = fits_in_memory(3 * pixels)
     random = augmentation.area is not None
     skip = on_bad_image == "skip"
@@ -488,6 +517,9 @@ def make_feed(
     train_images = Split(train, geometry, reader, cache and not random, skip)
     geometry = Geometry(size, centre=augmentation.test_crop)
     test_images = Split(test, geometry, reader, cache, skip)
+    val_images = test_images
+    if val is not test:
+        val_images = Split(val, geometry, reader, cache, skip)
     if len(train_images) < batch_size:
         raise ValueError(
             "`batch_size` must be at most the number of good training images, "
@@ -502,6 +534,7 @@ def make_feed(
     )
     return Feed(
         train_images,
+        val_images,
         test_images,
         source.class_names,
         augmentation,

@@ -1,5 +1,6 @@
 """Format-independent inference of classifiers."""
 
+import json
 import os
 import pathlib
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from keras_muffnet._optional import load_optional
 from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert.metadata import read_metadata
 from keras_muffnet.preprocessing import MEAN
+from keras_muffnet.preprocessing import PREPROCESSING_FILE
 from keras_muffnet.preprocessing import STD
-from keras_muffnet.preprocessing import normalization_of
+from keras_muffnet.preprocessing import Preprocessing
+from keras_muffnet.preprocessing import preprocessing_of
 
 Normalization = tuple[float, float]
 
@@ -27,15 +30,16 @@ class Predictor(NamedTuple):
         size: height and width of its images in pixels; None for any.
         predict: from float32 pixels in [0, 255], `(n, height, width, 3)`, to
             float32 probabilities `(n, classes)`.
-        class_names: of a model that ships, or of a file with labels; else
-            empty.
+        class_names: of a model that ships or knows them; else empty.
         classes: how many; None where the file does not tell.
+        crop: how images get the model's size; see `Preprocessing.crop`.
     """
 
     size: tuple[int | None, int | None]
     predict: Callable[[np.ndarray], np.ndarray]
     class_names: tuple[str, ...] = ()
     classes: int | None = None
+    crop: float | None = None
 
 
 def from_keras(
@@ -47,7 +51,8 @@ def from_keras(
     if channels_first:
         shape = (*shape[1:], shape[0])
     size = _checked(shape, model.output_shape, model.name)
-    mean, std = normalization or normalization_of(model)
+    known = preprocessing_of(model)
+    mean, std = normalization or (known.mean, known.std)
     # TensorFlow would have XLA compile it for each size of a batch, which
     # takes longer than most test sets.
     model.compile(jit_compile=keras.backend.backend() == "jax")
@@ -59,7 +64,9 @@ def from_keras(
         scores = model.predict_on_batch(np.ascontiguousarray(images))
         return probabilities(ops.convert_to_numpy(scores))
 
-    return Predictor(size, predict, classes=model.output_shape[-1])
+    return Predictor(
+        size, predict, known.class_names, model.output_shape[-1], known.crop
+    )
 
 
 def from_saved_model(
@@ -72,7 +79,8 @@ def from_saved_model(
     Args:
         loaded: what `tf.saved_model.load` gave.
         folder: where it lies.
-        normalization: mean and standard deviation; None for (128, 128).
+        normalization: mean and standard deviation; None for those that it
+            was exported with.
     """
     tf = load_optional("tensorflow", "tensorflow")
     signature = loaded.signatures["serving_default"]
@@ -86,7 +94,11 @@ def from_saved_model(
         )
     [(name, spec)], [(answer, scores)] = inputs.items(), outputs.items()
     size = _checked(tuple(spec.shape[1:]), scores.shape, str(folder))
-    mean, std = normalization or (MEAN, STD)
+    known = Preprocessing()
+    saved = folder / "assets.extra" / PREPROCESSING_FILE
+    if saved.is_file():
+        known = Preprocessing.from_config(json.loads(saved.read_text("utf-8")))
+    mean, std = normalization or (known.mean, known.std)
 
     def predict(pixels: np.ndarray) -> np.ndarray:
         images = tf.constant((pixels - mean) / std, tf.float32)
@@ -95,7 +107,7 @@ def from_saved_model(
         return probabilities(given[answer].numpy())
 
     labels = saved_labels(folder)
-    return Predictor(size, predict, labels, scores.shape[-1])
+    return Predictor(size, predict, labels, scores.shape[-1], known.crop)
 
 
 def saved_labels(folder: pathlib.Path) -> tuple[str, ...]:
@@ -116,12 +128,13 @@ def from_litert(
     mean: Any = MEAN
     std: Any = STD
     labels: tuple[str, ...] = ()
+    crop: float | None = None
     try:
         metadata = read_metadata(path.read_bytes())
     except ValueError:  # it has none
         pass
     else:
-        labels = metadata.labels or ()
+        labels, crop = metadata.labels or (), metadata.crop
         if metadata.mean:
             mean = np.array(metadata.mean, np.float32)
         if metadata.std:
@@ -132,7 +145,7 @@ def from_litert(
     def predict(pixels: np.ndarray) -> np.ndarray:
         return probabilities(model.predict((pixels - mean) / std))
 
-    return Predictor(size, predict, labels)
+    return Predictor(size, predict, labels, crop=crop)
 
 
 def _checked(

@@ -20,8 +20,11 @@ from keras_muffnet.evaluation import detectors
 from keras_muffnet.evaluation.classifiers import Normalization
 from keras_muffnet.evaluation.classifiers import Predictor
 from keras_muffnet.evaluation.detectors import Detector
+from keras_muffnet.layers import ImageInput
 from keras_muffnet.litert.model import EXTRA
 from keras_muffnet.muffnet import MuffNet
+from keras_muffnet.preprocessing import Preprocessing
+from keras_muffnet.preprocessing import preprocessing_of
 from keras_muffnet.published import published_detectors
 from keras_muffnet.published import published_weights
 
@@ -45,8 +48,8 @@ def load_model(
             taken; or a `.tflite` file.
         network: for weights, the arguments of `keras_muffnet.MuffNet`.
         normalization: mean and standard deviation that a classifier's pixels
-            are scaled with. By default what a `.tflite` file says of itself,
-            nothing for a Keras model whose first layer scales, and (128, 128)
+            are scaled with. By default what the model was saved with, nothing
+            for a Keras model whose first layer scales, and (128, 128)
             otherwise. Those of detectors are scaled by
             `keras_muffnet.preprocess_input`.
 
@@ -76,11 +79,12 @@ def load_model(
         return classifiers.from_litert(path, normalization)
     built = load_keras_model(model, network)
     names = published_class_names(model)
+    known = preprocessing_of(built)
     if is_detector(built):
         _refuse_normalization(model, normalization)
-        return detectors.from_keras(built)._replace(class_names=names)
-    found = classifiers.from_keras(built, normalization)
-    return found._replace(class_names=names)
+        found = detectors.from_keras(built)
+        return found._replace(class_names=names or known.class_names)
+    return classifiers.from_keras(built, normalization)
 
 
 def load_predictor(
@@ -151,8 +155,10 @@ def load_keras_model(
         given = dict(network or {})
         alpha = given.pop("alpha", min(entry.sha256))
         _refuse_network(model, given)
+        known = Preprocessing(class_names=entry.class_names)
+        image = ImageInput(known.get_config(), shape=image_shape(entry.size))
         return MuffNet(
-            input_shape=image_shape(entry.size),
+            input_tensor=image.output,
             alpha=alpha,
             classes=len(entry.class_names),
             stem=entry.stem,

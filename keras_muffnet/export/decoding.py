@@ -1,6 +1,11 @@
 """Decoding of encoded images inside a graph, for signatures that take them."""
 
+import types
+from typing import Any
+
 import tensorflow as tf
+
+from keras_muffnet.preprocessing import center_box
 
 # The most pixels that an image may have: 192 MB once decoded to RGB.
 MAX_PIXELS = 64 * 2**20
@@ -24,12 +29,13 @@ def decode_images(
     width: int,
     channels: int = 3,
     max_pixels: int = MAX_PIXELS,
+    crop: float | None = None,
 ) -> tf.Tensor:
     """Decodes images and resizes them, as `data.load_images` does.
 
     An image is decoded to RGB, made grey where `channels` is 1, resized
-    bilinearly with antialiasing, without keeping its aspect ratio, and rounded
-    to whole levels. Transparency is ignored. Works eagerly and in a graph. WebP
+    bilinearly with antialiasing, as a whole or its centre, and rounded to
+    whole levels. Transparency is ignored. Works eagerly and in a graph. WebP
     was tried with TensorFlow 2.21; a TF Serving whose TensorFlow cannot decode
     it calls such an image damaged and reads all other formats.
 
@@ -43,6 +49,8 @@ def decode_images(
         width: width to resize to, in pixels.
         channels: 3 for RGB, 1 for grey.
         max_pixels: the most pixels, height times width, of an encoded image.
+        crop: None to resize the whole image, without keeping its aspect
+            ratio; else see `keras_muffnet.preprocessing.Preprocessing`.
 
     Returns:
         float32 `(batch, height, width, channels)` with whole numbers in
@@ -62,7 +70,7 @@ def decode_images(
         problem = _check_jpeg(encoded, max_pixels)
         pixels = tf.cond(
             problem == "",
-            lambda: _decode(encoded, height, width, channels),
+            lambda: _decode(encoded, height, width, channels, crop),
             lambda: blank,
         )
         return index, problem, pixels
@@ -97,15 +105,39 @@ def _assert_none(wrong: tf.Tensor, problems: tf.Tensor) -> tf.Operation:
 
 
 def _decode(
-    encoded: tf.Tensor, height: int, width: int, channels: int
+    encoded: tf.Tensor,
+    height: int,
+    width: int,
+    channels: int,
+    crop: float | None,
 ) -> tf.Tensor:
-    # Always as RGB: not every format is decoded to grey.
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    # As training decodes them: TensorFlow's default for JPEG is less exact.
+    image = tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.io.decode_jpeg(
+            encoded, channels=3, dct_method="INTEGER_ACCURATE"
+        ),
+        # Always as RGB: not every format is decoded to grey.
+        lambda: tf.io.decode_image(
+            encoded, channels=3, expand_animations=False
+        ),
+    )
     image.set_shape((None, None, 3))
     if channels == 1:
         image = tf.image.rgb_to_grayscale(image)
-    image = tf.image.resize(image, (height, width), antialias=True)
-    return tf.round(tf.ensure_shape(image, (height, width, channels)))
+    top = left = 0
+    size: Any = (height, width)
+    if crop is not None:
+        xp = types.SimpleNamespace(
+            floor=tf.floor, maximum=tf.maximum, rint=tf.round
+        )
+        rows, columns = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float64))
+        box = center_box(xp, rows, columns, (height, width), crop)
+        tall, wide, top, left = (tf.cast(n, tf.int32) for n in box)
+        size = tf.stack([tall, wide])
+    image = tf.round(tf.image.resize(image, size, antialias=True))
+    image = image[top : top + height, left : left + width]
+    return tf.ensure_shape(image, (height, width, channels))
 
 
 def _check_jpeg(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:

@@ -29,7 +29,7 @@ Over REST:
 def model_card(
     model: keras.Model,
     name: str,
-    scaling: str,
+    preprocessing: str,
     running: str,
     labels: Sequence[str] | None,
     takes_bytes: bool,
@@ -39,7 +39,7 @@ def model_card(
     Args:
         model: the model that is exported.
         name: what it is called where it is served.
-        scaling: how pixels are scaled for it.
+        preprocessing: how images are made ready for it.
         running: what became of its layers.
         labels: names of its classes, if they are known.
         takes_bytes: whether it has the signature `serving_bytes`.
@@ -58,7 +58,8 @@ def model_card(
     facts = {
         "network": f"{model.name}, {len(model.layers)} layers",
         "parameters": f"{model.count_params():,}, {trainable:,} trainable",
-        "input": f"{height or 'any'}x{width or 'any'}x{channels}, {scaling}",
+        "input": f"{height or 'any'}x{width or 'any'}x{channels}",
+        "images": preprocessing,
         "output": str(model.output_shape),
         "precision": model.dtype_policy.name,
         "graph": running,

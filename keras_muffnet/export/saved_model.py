@@ -1,5 +1,7 @@
 """SavedModels in TF Serving's layout."""
 
+import dataclasses
+import json
 import os
 import pathlib
 import tempfile
@@ -25,8 +27,8 @@ from keras_muffnet.export.model_card import model_card
 from keras_muffnet.export.warm_up import write_warm_up
 from keras_muffnet.graph import trace
 from keras_muffnet.litert.metadata import check_labels
-from keras_muffnet.preprocessing import preprocess_input
-from keras_muffnet.preprocessing import scales_pixels
+from keras_muffnet.preprocessing import PREPROCESSING_FILE
+from keras_muffnet.preprocessing import preprocessing_of
 
 # Layers that give on what they get, in another shape at most.
 _PASSING = (
@@ -57,8 +59,9 @@ def export_saved_model(
       where the model's are. Output `predictions`: float32, what the model
       answers, also from a model of mixed precision.
     * `serving_bytes`, input `image_bytes`: strings `(batch,)`, each an encoded
-      image of any size (see `decode_images` for formats, resizing, and the
-      error for a bad one), scaled by `preprocess`. Over REST, `{"b64": "..."}`.
+      image of any size (see `decode_images` for formats and the error for a
+      bad one), resized or cropped as the model was trained and scaled by
+      `preprocess`. Over REST, `{"b64": "..."}`.
       Output `predictions` and, where `labels` are given, the best classes,
       best first: `classes`, strings `(batch, top_k)`, and `scores`, float32
       `(batch, top_k)`, which are probabilities: the softmax of what the model
@@ -76,21 +79,22 @@ def export_saved_model(
 
     Beside it the folder holds a model card, `README.md`, the labels,
     `assets/labels.txt`, the model's configuration, `assets.extra/config.json`,
-    and requests that TF Serving warms it up with.
+    how images are made ready for it, `assets.extra/preprocessing.json`, and
+    requests that TF Serving warms it up with.
 
     Args:
         model: a Keras model with one image input and one output.
         base_path: folder of the versions; it may not exist yet. Its name
             stands for the model's in the model card.
         labels: names of the classes, as many as the output's last axis, or
-            as the detector was built for.
+            as the detector was built for. Defaults to those that the model
+            was saved with.
         top_k: how many of the classes `serving_bytes` names; all, if there are
             fewer.
         preprocess: scales float32 pixels in [0, 255], `(batch, height, width,
-            channels)`, for the model, in TensorFlow. Defaults to
-            `keras_muffnet.preprocess_input`, or to nothing where one of the
-            model's first layers scales pixels; see
-            `keras_muffnet.preprocessing.scales_pixels`.
+            channels)`, for the model, in TensorFlow. Defaults to what the
+            model was trained with; see
+            `keras_muffnet.preprocessing.preprocessing_of`.
         max_pixels: the most pixels of an encoded image, against small files
             that fill the memory once decoded.
         fold: whether batch normalization becomes part of the kernels before
@@ -109,11 +113,17 @@ def export_saved_model(
     """
     shape = image_shape(model)
     encoded_shape = _encoded_shape(shape)
+    known = preprocessing_of(model)
+    if labels is None and encoded_shape is not None:
+        labels = known.class_names or None
     if labels is not None:
         _check_classes(model, labels, top_k)
-    scaling = "scaled by `preprocess`"
+        known = dataclasses.replace(known, class_names=tuple(labels))
+    about = known.describe()
     if preprocess is None:
-        preprocess, scaling = _default_preprocess(model)
+        preprocess = known.scale
+    else:
+        about = known.describe("scaled by `preprocess`")
     base_path = pathlib.Path(base_path)
     detects = is_detector(model)
     run, running = make_inference_fn(model, fold)
@@ -141,7 +151,7 @@ def export_saved_model(
             archive.add_endpoint("serving_default", default, [images])
             if encoded_shape is not None:
                 serve = _taking_bytes(
-                    default, preprocess, encoded_shape, max_pixels
+                    default, preprocess, encoded_shape, max_pixels, known.crop
                 )
                 if not detects and table is not None:
                     serve = _naming(serve, model, table, top_k)
@@ -151,11 +161,14 @@ def export_saved_model(
         extra = folder / "assets.extra"
         extra.mkdir()
         (extra / "config.json").write_text(model.to_json(indent=2))
+        (extra / PREPROCESSING_FILE).write_text(
+            json.dumps(known.get_config(), indent=2) + "\n", "utf-8"
+        )
         takes_bytes = encoded_shape is not None
         write_warm_up(extra, _warm_up_inputs(shape, takes_bytes))
         (folder / "README.md").write_text(
             model_card(
-                model, base_path.name, scaling, running, labels, takes_bytes
+                model, base_path.name, about, running, labels, takes_bytes
             ),
             "utf-8",
         )
@@ -178,15 +191,6 @@ def _encoded_shape(
     if height is None or width is None or channels not in (1, 3):
         return None
     return height, width, channels
-
-
-def _default_preprocess(
-    model: keras.Model,
-) -> tuple[Callable[[tf.Tensor], tf.Tensor], str]:
-    """How pixels are scaled for the model, and that in words."""
-    if scales_pixels(model):
-        return lambda pixels: pixels, "pixels in [0, 255], which it scales"
-    return preprocess_input, "pixels in [0, 255] scaled by (x - 128) / 128"
 
 
 def _check_classes(
@@ -254,11 +258,12 @@ def _taking_bytes(
     preprocess: Callable[[tf.Tensor], tf.Tensor],
     shape: tuple[int, int, int],
     max_pixels: int,
+    crop: float | None,
 ) -> Serve:
     """Decodes and scales what `predict` is to take."""
 
     def predict_bytes(image_bytes: tf.Tensor) -> Tensors:
-        pixels = decode_images(image_bytes, *shape, max_pixels)
+        pixels = decode_images(image_bytes, *shape, max_pixels, crop)
         return predict(preprocess(pixels))
 
     return predict_bytes

@@ -7,6 +7,7 @@ such as the labels, follow the model as a ZIP archive.
 """
 
 import io
+import json
 import re
 import zipfile
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ _MODEL_IDENTIFIER = b"TFL3"
 _METADATA_IDENTIFIER = b"M001"
 _METADATA_NAME = b"TFLITE_METADATA"
 _LABELS_FILE = "labels.txt"
+_CROP_FILE = "preprocessing.json"
 _TENSOR_AXIS_LABELS = 2
 _RGB, _GRAYSCALE = 1, 2
 _COLOR_SPACES = {_RGB: "RGB", _GRAYSCALE: "GRAYSCALE"}
@@ -105,6 +107,8 @@ class Metadata(NamedTuple):
         color_space: "RGB", "GRAYSCALE" or "UNKNOWN".
         input_name: name of the tensor that takes the image.
         output_name: name of the tensor that holds the answer.
+        crop: how images get their size; see `Preprocessing.crop` of
+            `keras_muffnet.preprocessing`.
     """
 
     name: str
@@ -117,6 +121,7 @@ class Metadata(NamedTuple):
     color_space: str
     input_name: str
     output_name: str
+    crop: float | None = None
 
 
 def embed_metadata(
@@ -127,6 +132,7 @@ def embed_metadata(
     labels: Sequence[str] | None = None,
     mean: float | Sequence[float] = MEAN,
     std: float | Sequence[float] = STD,
+    crop: float | None = None,
 ) -> bytes:
     """Puts metadata into a `.tflite` file of an image model.
 
@@ -147,10 +153,13 @@ def embed_metadata(
         mean: subtracted from pixels in [0, 255]; a number, or one for each
             channel.
         std: what that difference is divided by; likewise.
+        crop: the share of an image's shorter side that is kept, its centre,
+            where images are not resized as a whole. The format has no field
+            for it: it goes into a file of its own, `preprocessing.json`.
 
     Returns:
-        The bytes of a `.tflite` file, which with labels is a ZIP archive of
-        `labels.txt` as well.
+        The bytes of a `.tflite` file, which with labels or a crop is a ZIP
+        archive of `labels.txt` and `preprocessing.json` as well.
 
     Raises:
         ImportError: if `ai-edge-litert` is not installed.
@@ -211,9 +220,12 @@ def embed_metadata(
     )
     _set_metadata(schema, model, bytes(builder.Output()))
     packed = pack_model(model, len(content))
-    if labels is None:
-        return packed
-    return _append_file(packed, _LABELS_FILE, "\n".join(labels) + "\n")
+    files = {}
+    if labels is not None:
+        files[_LABELS_FILE] = "\n".join(labels) + "\n"
+    if crop is not None:
+        files[_CROP_FILE] = json.dumps({"crop": crop}) + "\n"
+    return _append_files(packed, files)
 
 
 def read_metadata(content: bytes) -> Metadata:
@@ -266,6 +278,7 @@ def read_metadata(content: bytes) -> Metadata:
         color_space=_COLOR_SPACES.get(looks.get("color_space"), "UNKNOWN"),
         input_name=image.get("name", ""),
         output_name=answer.get("name", ""),
+        crop=_read_crop(content),
     )
 
 
@@ -534,15 +547,27 @@ def _unpack_field(table: Any, number: int, kind: Any) -> Any:
     return (code, _unpack(child, kind[code])) if code in kind else None
 
 
-def _append_file(content: bytes, name: str, text: str) -> bytes:
-    # Neither compressed nor dated: tools map the text into memory, and the
-    # same arguments give the same bytes.
-    entry = zipfile.ZipInfo(name)
-    entry.external_attr = 0o644 << 16
+def _append_files(content: bytes, files: dict[str, str]) -> bytes:
+    if not files:
+        return content
     file = io.BytesIO(content)
     with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr(entry, text)
+        for name, text in files.items():
+            # Neither compressed nor dated: tools map the text into memory,
+            # and the same arguments give the same bytes.
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, text)
     return file.getvalue()
+
+
+def _read_crop(content: bytes) -> float | None:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            crop = json.loads(archive.read(_CROP_FILE))["crop"]
+    except (zipfile.BadZipFile, KeyError):  # a file without
+        return None
+    return float(crop)
 
 
 def _read_lines(content: bytes, name: str) -> tuple[str, ...]:

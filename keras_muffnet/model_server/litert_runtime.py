@@ -20,6 +20,7 @@ from keras_muffnet.model_server.servable import Servable
 from keras_muffnet.model_server.servable import Signature
 from keras_muffnet.preprocessing import MEAN
 from keras_muffnet.preprocessing import STD
+from keras_muffnet.preprocessing import center_box
 
 _TOP = 5
 _MAX_PIXELS = 64 * 2**20
@@ -127,12 +128,14 @@ class _Decoder:
         content = path.read_bytes()
         self.labels: tuple[str, ...] | None = None
         self._mean, self._std = np.array((MEAN,)), np.array((STD,))
+        self._crop: float | None = None
         try:
             metadata = read_metadata(content)
         except ValueError:
             pass  # A file without.
         else:
             self.labels = metadata.labels
+            self._crop = metadata.crop
             if metadata.mean:
                 self._mean = np.array(metadata.mean)
                 self._std = np.array(metadata.std)
@@ -141,7 +144,7 @@ class _Decoder:
         self._has_probabilities = "SOFTMAX" in names[-2:]
 
     def __call__(self, image_bytes: np.ndarray) -> np.ndarray:
-        """Decodes, resizes (bilinearly, with antialiasing) and scales."""
+        """Decodes, resizes (bilinearly, with antialiasing), crops, scales."""
         if image_bytes.ndim != 1:
             raise invalid_argument(
                 "Expected `image_bytes` of shape (batch,). "
@@ -169,15 +172,23 @@ class _Decoder:
             raise invalid_argument(
                 f"image_bytes[{index}] cannot be decoded: {error}"
             ) from error
+        tall, wide, top, left = self._height, self._width, 0, 0
+        if self._crop is not None:
+            columns, rows = (float(side) for side in bands[0].size)
+            tall, wide, top, left = map(
+                int, center_box(np, rows, columns, (tall, wide), self._crop)
+            )
         # As floats, which are not rounded on the way.
-        size = (self._width, self._height)
         resized = [
             np.asarray(
-                band.convert("F").resize(size, Image.Resampling.BILINEAR)
+                band.convert("F").resize(
+                    (wide, tall), Image.Resampling.BILINEAR
+                )
             )
             for band in bands
         ]
-        return np.stack(resized, axis=-1)
+        pixels = np.rint(np.stack(resized, axis=-1))
+        return pixels[top : top + self._height, left : left + self._width]
 
     def best(self, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the most likely classes' names and their scores."""

@@ -176,6 +176,7 @@ class Detection:
         self.feed = feed
         guessing = 4 * math.log(len(feed.class_names) + 1)
         self.diverged = DIVERGED * guessing
+        self.preprocessing = feed.preprocessing
 
     def phases(self) -> list[Phase]:
         """Returns the one phase, in which all layers are trained."""
@@ -186,7 +187,7 @@ class Detection:
         """Returns SSD's loss."""
         return {"loss": SSDLoss(predictions_layer(model).anchors)}
 
-    def evaluate(self, model: keras.Model) -> Row:
+    def evaluate(self, model: keras.Model, final: bool = False) -> Row:
         """Returns `loss` and `ap50`: VOC's, of the whole area at IoU 0.5."""
         layer = predictions_layer(model)
         anchors = layer.anchors

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import pathlib
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +50,10 @@ class DivergedError(RuntimeError):
     """The loss became NaN or infinite, or many times that of guessing."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a run, and its checkpoint is written."""
+
+
 def fit(
     model: keras.Model,
     recipe: RunRecipe,
@@ -61,14 +67,23 @@ def fit(
     Called again with the same arguments after a kill at any moment, it goes on
     after the last checkpoint. Where Keras was made deterministic (see
     `configure_keras`), the weights are in the end the same to the last bit as
-    those of a run that was never killed.
+    those of a run that was never killed, and so are all figures. Only the
+    times in TensorBoard's events differ; and the means over an epoch that was
+    cut in two, `loss` and `accuracy` in `log.csv`, may differ in their last
+    digits, being joined of two means.
 
     In the folder lie, during the run: `configuration.json`; `checkpoints/`;
     `log.csv`, TensorBoard's events and `curves.png`; `best.keras`, of the
-    epoch of the highest test accuracy, or what the task has in its place.
-    After it: `last.keras`, and `result.json` with the figures of both. Both
-    models are float32, and classifiers give probabilities. With a moving
-    average of the weights, it is the average that is evaluated and saved.
+    epoch of the highest validation accuracy, or what the task has in its
+    place. Epochs are compared on the feed's validation images, which are the
+    test images where there are no others. After it: `last.keras`, and
+    `result.json` with the figures of both on the test images. Both models are
+    float32, classifiers give probabilities, and both know how images are made
+    ready for them. With a moving average of the weights, it is the average
+    that is evaluated and saved.
+
+    The first Ctrl-C or SIGTERM ends the run at the next step, with a
+    checkpoint.
 
     Where `use_devices` was called before, batches are shared out among the
     devices; `feed` must give this process its rows, and filled test batches.
@@ -92,6 +107,7 @@ def fit(
         (cross-entropy, without smoothing), `accuracy` and `top5_accuracy`.
 
     Raises:
+        Interrupted: after Ctrl-C or SIGTERM, once the checkpoint is written.
         DivergedError: naming step and learning rate.
         ValueError: if the folder holds a run of another configuration, naming
             what differs, or none of its checkpoints is whole; or if XLA is to
@@ -106,8 +122,9 @@ def fit(
             )
         task = Classification(recipe, feed)
     run = _Run(model, recipe, feed, pathlib.Path(output), verbose, task)
-    run.train()
-    return run.close()
+    with run.signals:
+        run.train()
+        return run.close()
 
 
 class _Run:
@@ -136,16 +153,29 @@ class _Run:
         self._jit_compile = devices.jit_compile(recipe.jit_compile)
         self.rows: list[Row] = []
         # Now, since Keras would copy what the model is compiled with.
-        self.deployed = deployable(model)
+        self.deployed = deployable(model, task.preprocessing)
+        # What is saved is what is evaluated. The same weights in a model of
+        # their own: with a compiled one its loss would be saved too.
+        self.tested = keras.Model(self.deployed.inputs, self.deployed.outputs)
+        self.signals = _Signals()
         devices.synchronize_norms(model)
         # Means over the steps before `start`, where an epoch was cut in two.
         self.before: Row = {}
 
     def train(self) -> None:
         """Trains all epochs that are not done yet."""
+        self.tested.compile(
+            optimizer=None,
+            **self.task.objectives(self.tested, training=False),
+            jit_compile=self._jit_compile,
+        )
         saved = self._load()
         epoch, step = (saved.epoch, saved.step) if saved else (0, 0)
-        for phase in self.task.phases():
+        phases = self.task.phases()
+        for phase in phases:
+            # Now, not after hours: it raises where a layer is unknown.
+            phase.choose_layers(self.model)
+        for phase in phases:
             if (phase.end, 0) < (epoch, step):
                 continue
             schedule = self._compile(phase)
@@ -163,12 +193,6 @@ class _Run:
         """Evaluates the best and the last weights, and saves the last."""
         _optimizer(self.model).swap_averages()
         self._save_model(LAST)
-        # After the saving: its loss is no part of a saved model.
-        self.deployed.compile(
-            optimizer=None,
-            **self.task.objectives(self.deployed, training=False),
-            jit_compile=self._jit_compile,
-        )
         best = max(self.rows, key=self._score)
         result = {}
         for name, file, row in (
@@ -177,7 +201,7 @@ class _Run:
         ):
             with devices.file_from_first(self.output / file) as path:
                 self.deployed.load_weights(path)
-            tested = self.task.evaluate(self.deployed)
+            tested = self.task.evaluate(self.tested, final=True)
             result[name] = {"epoch": row["epoch"], **tested}
         if self.first:
             _write_json(self.output / RESULT, result)
@@ -195,11 +219,14 @@ class _Run:
                 self._save_model(BEST)
 
     def _save_model(self, name: str) -> None:
-        self.deployed.set_weights(self.model.get_weights())
+        self._deploy()
         if not self.first:
             return
         with written_aside(self.output / name) as aside:
             self.deployed.save(aside)
+
+    def _deploy(self) -> None:
+        self.deployed.set_weights(self.model.get_weights())
 
     def _load(self) -> Checkpoint | None:
         """Checks the configuration and reads the last checkpoint."""
@@ -236,6 +263,7 @@ class _Run:
             "parameters": self.model.count_params(),
             "classes": list(self.feed.class_names),
             "train_images": self.feed.train_size,
+            "validation_images": self.feed.validation_size,
             "test_images": self.feed.test_size,
             "backend": keras.backend.backend(),
             "devices": devices.device_count(),
@@ -303,22 +331,25 @@ class _Run:
         }
         self.before = {}
         with _averaged(self.model):
-            tested = self.task.evaluate(self.model)
-            row |= {f"val_{name}": value for name, value in tested.items()}
-            if not math.isfinite(row["val_loss"]):
-                raise DivergedError(
-                    f"The test loss is {row['val_loss']} after epoch "
-                    f"{epoch + 1}, at learning rate {row['learning_rate']:.4g}"
-                )
+            self._deploy()
+        tested = self.task.evaluate(self.tested)
+        row |= {f"val_{name}": value for name, value in tested.items()}
+        if not math.isfinite(row["val_loss"]):
+            raise DivergedError(
+                f"The validation loss is {row['val_loss']} after epoch "
+                f"{epoch + 1}, at learning rate {row['learning_rate']:.4g}"
+            )
         self.rows.append(row)
         if self.first:
             self.log.write(self.rows)
         self.save(epoch + 1, 0)
         self._save_if_best()
         self._say(
-            f"Test: {self.task.told(tested)} "
+            f"Validation: {self.task.told(tested)} "
             f"(best so far {max(map(self._score, self.rows)):.2%})"
         )
+        if self.signals.received:
+            raise Interrupted(f"after epoch {epoch + 1}")
 
     def save_within(self, epoch: int, start: int, step: int) -> None:
         """Saves the state after a step of an epoch that began at `start`."""
@@ -388,7 +419,7 @@ class _Guard(keras.callbacks.Callback):
 
 
 class _Saver(keras.callbacks.Callback):
-    """Saves within an epoch where the recipe asks for it."""
+    """Saves within an epoch: where the recipe asks for it, or to stop."""
 
     def __init__(self, run: _Run, epoch: int, start: int) -> None:
         super().__init__()
@@ -402,11 +433,45 @@ class _Saver(keras.callbacks.Callback):
     ) -> None:
         every = self.run.recipe.checkpoint_steps
         step = self.start + batch
-        if every is None or step - self.saved < every:
-            return
-        _ = self.model  # JAX's state is brought into the model by this
-        self.run.save_within(self.epoch, self.start, step)
-        self.saved = step
+        stops = self.run.signals.received
+        if step > self.saved and (
+            stops or (every is not None and step - self.saved >= every)
+        ):
+            _ = self.model  # JAX's state is brought into the model by this
+            self.run.save_within(self.epoch, self.start, step)
+            self.saved = step
+        if stops:
+            raise Interrupted(
+                f"after epoch {self.epoch}, step {step} of the next"
+            )
+
+
+class _Signals:
+    """Takes note of Ctrl-C and SIGTERM, for a run to end in its own time.
+
+    A second Ctrl-C ends it at once. Signals reach the main thread alone: in
+    others nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            # None: it was not set from Python.
+            signal.signal(number, handler or signal.SIG_DFL)
+        self._before = {}
 
 
 class _StopAfterEpoch(keras.callbacks.Callback):

@@ -1,5 +1,6 @@
 """The network of a recipe, what of it is trained, and what is saved of it."""
 
+import difflib
 import os
 from collections.abc import Callable
 
@@ -7,6 +8,8 @@ import keras
 
 from keras_muffnet.blocks import image_shape
 from keras_muffnet.muffnet import MuffNet
+from keras_muffnet.preprocessing import Preprocessing
+from keras_muffnet.preprocessing import image_input
 from keras_muffnet.published import published_weights
 from keras_muffnet.training.recipe import Recipe
 from keras_muffnet.training.recipe import RunRecipe
@@ -32,6 +35,12 @@ def configure_keras(recipe: RunRecipe) -> None:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
+        # The graph optimizer turns sums of three tensors and more, of which
+        # the gradients of this network are full, into additions to a buffer
+        # in the order in which the tensors are ready: another one each time.
+        tf.config.optimizer.set_experimental_options(
+            {"disable_meta_optimizer": True}
+        )
     elif keras.backend.backend() == "torch":
         import torch
 
@@ -57,10 +66,14 @@ def build_network(recipe: Recipe, classes: int) -> keras.Model:
             not fit it.
         OSError: if the file of the weights is damaged.
     """
+    published = published_weights().get(recipe.weights or "")
+    stem = recipe.stem
+    if stem == "auto" and published is not None:
+        stem = published.stem  # as `MuffNet` does
     model = MuffNet(
         input_shape=image_shape(recipe.size),
         alpha=recipe.alpha,
-        stem=recipe.stem,
+        stem=stem,
         classes=classes,
         classifier_activation=None,
     )
@@ -153,27 +166,40 @@ def train_classifier_only(model: keras.Model) -> None:
         layer.trainable = layer is model.layers[-1]
 
 
-def train_from(model: keras.Model, level: str | None) -> None:
+def train_from(
+    model: keras.Model, level: str | None, freeze_norms: bool = False
+) -> None:
     """Freezes the layers before a level, and none of the others.
+
+    A frozen `BatchNormalization` works with its averages and leaves them
+    alone: `trainable = False` does that, whereas calling a nested model with
+    `training=False` does not in Keras 3, whose `fit` trains what is nested
+    too.
 
     Args:
         model: a functional model.
         level: what the name of the level's first layer starts with; None
             freezes none.
+        freeze_norms: freezes all batch normalization, wherever it is.
 
     Raises:
-        ValueError: if no layer's name starts so.
+        ValueError: if no layer's name starts so, naming near ones.
     """
     names = [layer.name for layer in model.layers]
     starts = [k for k, name in enumerate(names) if name.startswith(level or "")]
     if not starts:
         levels = dict.fromkeys(name.partition("_")[0] for name in names)
+        near = difflib.get_close_matches(level or "", names)
         raise ValueError(
             "`unfreeze_from` must be what a layer's name starts with, such as "
-            f"{', '.join(map(repr, levels))}. Received: unfreeze_from={level!r}"
+            f"{', '.join(map(repr, levels))}"
+            + (f" (near it: {', '.join(map(repr, near))})" if near else "")
+            + f". Received: unfreeze_from={level!r}"
         )
     for number, layer in enumerate(model.layers):
-        layer.trainable = number >= starts[0]
+        layer.trainable = number >= starts[0] and not (
+            freeze_norms and isinstance(layer, keras.layers.BatchNormalization)
+        )
 
 
 def gives_logits(model: keras.Model) -> bool:
@@ -182,12 +208,13 @@ def gives_logits(model: keras.Model) -> bool:
     return activation is keras.activations.linear
 
 
-def deployable(model: keras.Model) -> keras.Model:
+def deployable(model: keras.Model, preprocessing: Preprocessing) -> keras.Model:
     """Copies a model as float32, with probabilities as its output.
 
     Args:
         model: a functional model that gives logits or probabilities, not
             compiled.
+        preprocessing: how images are made ready for it, which the copy knows.
 
     Returns:
         The copy. It has random weights, for `set_weights`.
@@ -200,4 +227,8 @@ def deployable(model: keras.Model) -> keras.Model:
             config["activation"] = "softmax"
         return type(layer).from_config(config)
 
-    return keras.models.clone_model(model, clone_function=copied)
+    return keras.models.clone_model(
+        model,
+        input_tensors=image_input(model, preprocessing),
+        clone_function=copied,
+    )

@@ -130,8 +130,15 @@ class Recipe(RunRecipe):
     """
 
     stem: str = _setting("first layers: see MuffNet", "auto")
-    freeze_epochs: int = _setting(
-        "epochs in which only the classifier is trained", 0
+    freeze_epochs: float = _setting(
+        "epochs in which only the classifier is trained; below 1, that share "
+        "of all epochs",
+        0.0,
+    )
+    freeze_norms: bool = _setting(
+        "keep batch normalization of the weights to start from as it is, its "
+        "statistics too",
+        False,
     )
     unfreeze_from: str | None = _setting(
         "after those epochs, train from the first layer on whose name starts "
@@ -163,7 +170,17 @@ class Recipe(RunRecipe):
                 "random layers would be frozen. Received: weights=None, "
                 f"freeze_epochs={self.freeze_epochs}"
             )
-        if self.freeze_epochs >= self.epochs:
+        if self.freeze_norms and self.weights is None:
+            raise ValueError(
+                "`weights` must be given where `freeze_norms` is True. "
+                "Received: weights=None, freeze_norms=True"
+            )
+        if self.freeze_epochs % 1 and self.freeze_epochs > 1:
+            raise ValueError(
+                "`freeze_epochs` must be a whole number, or a share below 1. "
+                f"Received: freeze_epochs={self.freeze_epochs}"
+            )
+        if self.frozen_epochs >= self.epochs:
             raise ValueError(
                 "`freeze_epochs` must be less than `epochs`, "
                 f"{self.epochs}. Received: freeze_epochs={self.freeze_epochs}"
@@ -172,7 +189,14 @@ class Recipe(RunRecipe):
     @property
     def schedule_epochs(self) -> int:
         """Epochs after those in which only the classifier is trained."""
-        return self.epochs - self.freeze_epochs
+        return self.epochs - self.frozen_epochs
+
+    @property
+    def frozen_epochs(self) -> int:
+        """Epochs in which only the classifier is trained."""
+        if self.freeze_epochs < 1:
+            return round(self.freeze_epochs * self.epochs)
+        return int(self.freeze_epochs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

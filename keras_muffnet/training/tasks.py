@@ -8,6 +8,7 @@ from typing import Protocol
 
 import keras
 
+from keras_muffnet.preprocessing import Preprocessing
 from keras_muffnet.training.network import gives_logits
 from keras_muffnet.training.network import train_classifier_only
 from keras_muffnet.training.network import train_from
@@ -28,12 +29,16 @@ class Feed(Protocol):
     Attributes:
         class_names: a name for each class.
         train_size: number of training images.
+        validation_size: number of validation images.
         test_size: number of test images.
         steps_per_epoch: batches of an epoch.
+        preprocessing: how test images are made ready.
     """
 
     class_names: tuple[str, ...]
+    preprocessing: Preprocessing
     train_size: int
+    validation_size: int
     test_size: int
     steps_per_epoch: int
 
@@ -42,6 +47,9 @@ class Feed(Protocol):
 
     def report(self) -> str:
         """How many images there are, and were skipped, in a line."""
+
+    def validation(self) -> Any:
+        """Batches of all images that epochs are compared on, likewise."""
 
     def evaluation(self) -> Any:
         """Batches of all test images, once, as `model.evaluate` takes them."""
@@ -70,10 +78,12 @@ class Task(Protocol):
         score: the figure, of those of `evaluate`, that is the higher the better
             and says which epoch is the best; at least 0.
         diverged: loss of a step at which the run is stopped.
+        preprocessing: how test images are made ready; saved with the model.
     """
 
     score: str
     diverged: float
+    preprocessing: Preprocessing
 
     def phases(self) -> list[Phase]:
         """Returns the phases of a run, in their order."""
@@ -81,10 +91,14 @@ class Task(Protocol):
     def objectives(self, model: keras.Model, training: bool) -> dict[str, Any]:
         """Returns what `model.compile` takes as loss and metrics."""
 
-    def evaluate(self, model: keras.Model) -> Row:
-        """Returns a compiled model's figures of the test images.
+    def evaluate(self, model: keras.Model, final: bool = False) -> Row:
+        """Returns a compiled model's figures of the validation images.
 
         The "loss" is one of them.
+
+        Args:
+            model: compiled with `objectives`.
+            final: takes the test images instead, at the end of the run.
         """
 
     def told(self, figures: Row) -> str:
@@ -105,11 +119,12 @@ class Classification:
         self.recipe = recipe
         self.feed = feed
         self.diverged = DIVERGED * math.log(max(2, len(feed.class_names)))
+        self.preprocessing = feed.preprocessing
 
     def phases(self) -> list[Phase]:
         """Returns the phase of the classifier alone and that of the rest."""
         recipe, phases = self.recipe, []
-        frozen, rate = recipe.freeze_epochs, recipe.learning_rate
+        frozen, rate = recipe.frozen_epochs, recipe.learning_rate
         if frozen:
             phases.append(Phase(0, frozen, rate, train_classifier_only))
             if recipe.unfrozen_learning_rate is not None:
@@ -119,7 +134,9 @@ class Classification:
                 frozen,
                 recipe.epochs,
                 rate,
-                lambda model: train_from(model, recipe.unfreeze_from),
+                lambda model: train_from(
+                    model, recipe.unfreeze_from, recipe.freeze_norms
+                ),
             )
         )
         return phases
@@ -133,12 +150,12 @@ class Classification:
             "weighted_metrics": accuracies(len(self.feed.class_names)),
         }
 
-    def evaluate(self, model: keras.Model) -> Row:
+    def evaluate(self, model: keras.Model, final: bool = False) -> Row:
         """Returns `loss`, `accuracy` and `top5_accuracy`."""
+        feed = self.feed
+        batches = feed.evaluation() if final else feed.validation()
         # Keras would show the progress of each epoch's evaluation.
-        return model.evaluate(
-            self.feed.evaluation(), return_dict=True, verbose=0
-        )
+        return model.evaluate(batches, return_dict=True, verbose=0)
 
     def told(self, figures: Row) -> str:
         """Returns both accuracies in words."""

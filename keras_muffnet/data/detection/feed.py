@@ -32,6 +32,7 @@ from keras_muffnet.data.feed import Batches
 from keras_muffnet.data.feed import fits_in_memory
 from keras_muffnet.data.reading import in_threads
 from keras_muffnet.data.reading import progress_bar
+from keras_muffnet.preprocessing import Preprocessing
 
 _CHUNK = 64
 
@@ -90,8 +91,10 @@ class DetectionFeed:
         class_names: a name for each class.
         train_size: how many images an epoch draws from.
         test_size: how many images `evaluation` gives.
+        validation_size: the same.
         steps_per_epoch: whole batches in an epoch; which images are left over
             differs by epoch.
+        preprocessing: how images are made ready, for a model to keep.
         max_objects: rows of the targets of an image.
         skipped: what was left out, of both splits: images, then objects, each
             with its name and the reason.
@@ -114,8 +117,9 @@ class DetectionFeed:
     ):
         self.class_names = source.class_names
         self.train_size = len(train.images)
-        self.test_size = len(test.images)
+        self.test_size = self.validation_size = len(test.images)
         self.steps_per_epoch = self.train_size // batch_size
+        self.preprocessing = Preprocessing(None, mean, std, self.class_names)
         self.max_objects = max_objects
         self.skipped = (
             *train.skipped_images,
@@ -180,6 +184,10 @@ class DetectionFeed:
         order = permutation(self._seed, epoch, self.train_size)
         steps = range(start_step, self.steps_per_epoch)
         return self._batches(self._train, order, steps, epoch)
+
+    def validation(self) -> Batches:
+        """Gives the images that epochs are compared on: the test images."""
+        return self.evaluation()
 
     def evaluation(self) -> Batches:
         """Gives each test image once, in the order of the source.
