@@ -38,7 +38,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     from keras_muffnet.litert.metadata import embed_metadata
     from keras_muffnet.preprocessing import normalization_of
 
-    check_settings(args)
+    settings = check_settings(args, (args.output / CHECKPOINT).exists())
     train, test, names = load_data(model, args)
     if names is not None:
         check_classes(
@@ -76,7 +76,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     }
     quantization.convert(quantized, files["int8_post_training"], **options)
 
-    quantized = fine_tune(quantized, train, (mean, std), args)
+    quantized = fine_tune(quantized, train, (mean, std), args, settings)
     print("Writing int8.tflite")
     quantization.convert(quantized, files["int8"], **options)
     if args.emit_header:
@@ -110,11 +110,22 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     print(f"Files: {args.output}")
 
 
-def check_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Sees to it that fine-tuning goes on by the command that began it."""
+def check_settings(args: argparse.Namespace, begun: bool) -> dict[str, Any]:
+    """Sees to it that fine-tuning resumes by the command that began it.
+
+    Args:
+        args: the command line.
+        begun: whether the output folder holds a checkpoint.
+
+    Returns:
+        The settings that matter, for `settings.json`.
+
+    Raises:
+        ValueError: naming the settings that are others.
+    """
     ignored = ("output", "emit_header", "report", "io_dtype")
     settings = {k: v for k, v in vars(args).items() if k not in ignored}
-    if (args.output / CHECKPOINT).exists():
+    if begun:
         before = json.loads((args.output / SETTINGS).read_text())
         changed = [k for k in settings if before.get(k) != settings[k]]
         if changed:
@@ -168,6 +179,7 @@ def fine_tune(
     train: tuple[np.ndarray, np.ndarray],
     normalization: tuple[float, float],
     args: argparse.Namespace,
+    settings: dict[str, Any],
 ) -> Any:
     """Trains epoch by epoch, from the last whole one on, and returns it."""
     from keras_muffnet import data
@@ -183,7 +195,7 @@ def fine_tune(
             quantized, args.engine, args.learning_rate, args.epochs * steps
         )
         with written_aside(args.output / SETTINGS) as aside:
-            aside.write_text(json.dumps(check_settings(args), indent=2) + "\n")
+            aside.write_text(json.dumps(settings, indent=2) + "\n")
     done = int(quantized.optimizer.iterations) // steps
     if done:
         print(f"{done} of {args.epochs} epochs were done before")

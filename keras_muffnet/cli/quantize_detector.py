@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from keras_muffnet.cli.quantize_classifier import SETTINGS
+from keras_muffnet.cli.quantize_classifier import check_settings
+
 FILES = ("float32", "int8_post_training", "int8")
+# Of the fine-tuning, beside the settings of the command that began it.
+CHECKPOINTS = "checkpoints"
 
 
 def quantize(model: Any, args: argparse.Namespace) -> None:
@@ -26,6 +31,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     from keras_muffnet.export import export_litert
     from keras_muffnet.quantization import quantize_aware
 
+    check_settings(args, any((args.output / CHECKPOINTS).glob("*")))
     size = predictions_layer(model).image_size
     source = open_detection_source(args.data)
     check_classes(
@@ -101,13 +107,21 @@ def calibration_images(
 def fine_tune(
     quantized: Any, model: Any, args: argparse.Namespace, source: Any
 ) -> None:
-    """Trains with SSD's loss, on a cosine from the learning rate to nothing."""
+    """Trains with SSD's loss, on a cosine from the learning rate to nothing.
+
+    It resumes after the last whole epoch.
+    """
     import keras
 
+    from keras_muffnet._files import written_aside
     from keras_muffnet.data import SSDAugmentation
     from keras_muffnet.detection import SSDLoss
     from keras_muffnet.detection import SSDPredictions
     from keras_muffnet.detection.ssd import predictions_layer
+    from keras_muffnet.training.checkpoints import Checkpoint
+    from keras_muffnet.training.checkpoints import Checkpoints
+    from keras_muffnet.training.checkpoints import assign_variables
+    from keras_muffnet.training.checkpoints import collect_variables
 
     layer = predictions_layer(model)
     joined = SSDPredictions.from_config(layer.get_config())(quantized.outputs)
@@ -127,13 +141,25 @@ def fine_tune(
         SSDLoss(layer.anchors),
         jit_compile=False,
     )
-    for epoch in range(args.epochs):
+    trained.optimizer.build(trained.trainable_variables)
+    checkpoints = Checkpoints(args.output / CHECKPOINTS, keep=1)
+    settings = check_settings(args, checkpoints.any())
+    saved = checkpoints.load_last(print)
+    if saved is None:
+        with written_aside(args.output / SETTINGS) as aside:
+            aside.write_text(json.dumps(settings, indent=2) + "\n")
+    else:
+        assign_variables(trained, saved.arrays)
+        print(f"{saved.epoch} of {args.epochs} epochs were done before")
+    for epoch in range(saved.epoch if saved else 0, args.epochs):
         trained.fit(
             feed.epoch(epoch),
             initial_epoch=epoch,
             epochs=epoch + 1,
             shuffle=False,
         )
+        arrays = collect_variables(trained)
+        checkpoints.save(Checkpoint(epoch + 1, 0, {}, arrays))
 
 
 def compare(

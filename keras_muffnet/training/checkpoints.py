@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
+import keras
 import numpy as np
+from keras import ops
 
 from keras_muffnet._files import written_aside
 
@@ -141,3 +143,23 @@ def decode(content: bytes) -> Checkpoint:
     return Checkpoint(
         progress.pop("epoch"), progress.pop("step"), progress, arrays
     )
+
+
+def collect_variables(model: keras.Model) -> Arrays:
+    """Copies the variables of a compiled model and of its optimizer."""
+    return {
+        f"{group}-{number}": ops.convert_to_numpy(variable)
+        for group, variables in _variables(model).items()
+        for number, variable in enumerate(variables)
+    }
+
+
+def assign_variables(model: keras.Model, arrays: Arrays) -> None:
+    """Gives a model like that of `collect_variables` the values from there."""
+    for group, variables in _variables(model).items():
+        for number, variable in enumerate(variables):
+            variable.assign(arrays[f"{group}-{number}"])
+
+
+def _variables(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    return {"model": model.variables, "optimizer": model.optimizer.variables}

@@ -16,15 +16,15 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_muffnet._files import written_aside
 from keras_muffnet.training import checkpoints
 from keras_muffnet.training import devices
-from keras_muffnet.training.checkpoints import Arrays
 from keras_muffnet.training.checkpoints import Checkpoint
 from keras_muffnet.training.checkpoints import Checkpoints
+from keras_muffnet.training.checkpoints import assign_variables
+from keras_muffnet.training.checkpoints import collect_variables
 from keras_muffnet.training.log import Log
 from keras_muffnet.training.network import deployable
 from keras_muffnet.training.optimizer import SGD
@@ -180,7 +180,7 @@ class _Run:
                 continue
             schedule = self._compile(phase)
             if saved is not None:
-                _restore(self.model, saved.arrays)
+                assign_variables(self.model, saved.arrays)
                 saved = None
                 if step == 0:
                     # A kill may have come between checkpoint and model.
@@ -361,7 +361,7 @@ class _Run:
 
     def save(self, epoch: int, step: int, before: Row | None = None) -> None:
         """Saves the state after so many epochs, and steps of the next."""
-        arrays = _variables(self.model)
+        arrays = collect_variables(self.model)
         if not all(np.isfinite(value).all() for value in arrays.values()):
             raise DivergedError(
                 "The weights are no longer finite after epoch "
@@ -496,22 +496,6 @@ def _averaged(model: keras.Model) -> Iterator[None]:
         yield
     finally:
         _optimizer(model).swap_averages()
-
-
-def _variables(model: keras.Model) -> Arrays:
-    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
-    return {
-        f"{group}-{number}": ops.convert_to_numpy(variable)
-        for group, variables in groups.items()
-        for number, variable in enumerate(variables)
-    }
-
-
-def _restore(model: keras.Model, arrays: Arrays) -> None:
-    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
-    for group, variables in groups.items():
-        for number, variable in enumerate(variables):
-            variable.assign(arrays[f"{group}-{number}"])
 
 
 def _refuse_other(
