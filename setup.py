@@ -91,7 +91,12 @@ setup(
     long_description_content_type="text/markdown",
     packages=find_packages(include=["keras_muffnet", "keras_muffnet.*"]),
     package_data={
-        "keras_muffnet": ["py.typed", "model_server/page.html", "weights/*"]
+        "keras_muffnet": [
+            "py.typed",
+            "model_server/page.html",
+            "training/fast/kernels.c",
+            "weights/*",
+        ]
     },
     entry_points={
         "console_scripts": [

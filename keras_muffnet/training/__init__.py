@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         open_detection_feed as open_detection_feed,
     )
     from keras_muffnet.training.devices import use_devices as use_devices
+    from keras_muffnet.training.fast import accelerate as accelerate
     from keras_muffnet.training.feeds import open_feed as open_feed
     from keras_muffnet.training.loop import DivergedError as DivergedError
     from keras_muffnet.training.loop import fit as fit
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Detection": "detection",
     "DivergedError": "loop",
+    "accelerate": "fast",
     "build_detector": "detection",
     "build_network": "network",
     "configure_keras": "network",

@@ -25,6 +25,7 @@ from keras_muffnet.training.checkpoints import Checkpoint
 from keras_muffnet.training.checkpoints import Checkpoints
 from keras_muffnet.training.checkpoints import assign_variables
 from keras_muffnet.training.checkpoints import collect_variables
+from keras_muffnet.training.fast import accelerate
 from keras_muffnet.training.log import Log
 from keras_muffnet.training.network import deployable
 from keras_muffnet.training.optimizer import SGD
@@ -158,12 +159,15 @@ class _Run:
         # their own: with a compiled one its loss would be saved too.
         self.tested = keras.Model(self.deployed.inputs, self.deployed.outputs)
         self.signals = _Signals()
+        self.computed_by = accelerate(model)
+        accelerate(self.tested)
         devices.synchronize_norms(model)
         # Means over the steps before `start`, where an epoch was cut in two.
         self.before: Row = {}
 
     def train(self) -> None:
         """Trains all epochs that are not done yet."""
+        self._say(f"Computed by {self.computed_by}")
         self.tested.compile(
             optimizer=None,
             **self.task.objectives(self.tested, training=False),

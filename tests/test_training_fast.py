@@ -1,0 +1,196 @@
+"""The fast way on a CPU against Keras's own layers, on PyTorch."""
+
+import pytest
+
+COMPARE = """
+import sys
+sys.modules["tensorflow"] = None  # starts faster
+import keras
+import numpy as np
+import torch
+
+import keras_muffnet
+from keras_muffnet import MuffNet, StageSpec, stages_from_notation
+from keras_muffnet.training import accelerate
+
+torch.set_num_threads(2)
+rng = np.random.default_rng(0)
+
+
+def close(a, b, scale=None, tolerance=1e-4):
+    a, b = (x.detach().double().numpy() for x in (a, b))
+    limit = tolerance * (np.abs(a).max() if scale is None else scale)
+    assert np.abs(a - b).max() <= limit, (np.abs(a - b).max(), limit)
+
+
+def spread(model):
+    # BN far from its first state: every part of its gradient shows.
+    for weight in model.weights:
+        value = keras.ops.convert_to_numpy(weight)
+        low, high = (0.5, 1.5) if value.ndim == 1 else (0.9, 1.1)
+        noise = rng.uniform(low, high, value.shape).astype("float32")
+        offset = 0.1 if value.ndim == 1 else 0.0
+        weight.assign(value * noise + offset)
+
+
+def pair(make):
+    keras.utils.set_random_seed(1)
+    own, fast = make(), make()
+    spread(own)
+    fast.set_weights(own.get_weights())
+    told = accelerate(fast)
+    assert told == "fused operations of PyTorch on the CPU", told
+    return own, fast
+
+
+def gradients(model, x, y):
+    model.zero_grad()
+    logits = model(torch.from_numpy(x), training=True)
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y))
+    loss.backward()
+    return loss, [v.value.grad for v in model.trainable_weights]
+
+
+def compare(name, make, shape):
+    own, fast = pair(make)
+    # Those of a bias in front of a batch normalization are 0 but for rounding.
+    x = rng.normal(0.3, 1, (6, *shape)).astype("float32")
+    y = np.arange(6) % 3
+    close(own(x, training=False), fast(x, training=False))
+    with torch.no_grad():
+        close(own(x, training=False), fast(x, training=False))
+    loss, slopes = gradients(own, x, y)
+    other, others = gradients(fast, x, y)
+    close(loss, other, tolerance=1e-5)
+    largest = max(float(s.abs().max()) for s in slopes)
+    for a, b in zip(slopes, others, strict=True):
+        close(a, b, scale=max(float(a.abs().max()), 1e-2 * largest))
+    for a, b in zip(own.non_trainable_weights, fast.non_trainable_weights):
+        close(a.value, b.value, scale=max(float(a.value.abs().max()), 0.1))
+    print("same", name)
+
+
+def muffnet(**given):
+    stages = stages_from_notation("average+geometric+none", alpha=0.5)
+    stages = [StageSpec(stage.sharing, 3, 20) for stage in stages]
+    return lambda: MuffNet(
+        stages=stages, classes=3, classifier_activation=None, **given
+    )
+
+
+compare("muffnet", muffnet(input_shape=(10, 12, 3)), (10, 12, 3))
+compare(
+    "odd size", muffnet(input_shape=(93, 75, 1), stem="imagenet"), (93, 75, 1)
+)
+dense = [StageSpec("dense", 3, 18), StageSpec("none", 3, 18, residual=True)]
+compare(
+    "dense",
+    lambda: MuffNet(
+        input_shape=(8, 8, 3),
+        stages=dense,
+        classes=3,
+        classifier_activation=None,
+    ),
+    (8, 8, 3),
+)
+def branches():
+    # Slices that leave channels out; a sum that is read twice.
+    from keras_muffnet.layers import ChannelShuffle, ChannelSlice
+
+    inputs = keras.Input((6, 6, 5))
+    x = keras.layers.Conv2D(7, 3, padding="valid", use_bias=True)(inputs)
+    a = keras.layers.BatchNormalization(scale=False)(x)
+    b = keras.layers.BatchNormalization(center=False)(x)
+    x = keras.layers.Add()([a, b])
+    x = keras.layers.Concatenate()(
+        [keras.layers.ReLU()(x), ChannelSlice(1, 3)(x), ChannelSlice(2, 6)(x)]
+    )
+    x = keras.layers.DepthwiseConv2D(5, 2, "same", activation="relu")(x)
+    x = keras.layers.Conv2D(6, 1, strides=2, padding="same")(x)
+    x = keras.layers.BatchNormalization(epsilon=1e-2)(x)
+    x = ChannelShuffle(2)(keras.layers.ReLU(6.0)(x))
+    x = keras.layers.Flatten()(x)
+    return keras.Model(inputs, keras.layers.Dense(3)(x))
+
+
+compare("branches", branches, (6, 6, 5))
+
+# By fit, saved and loaded both ways.
+own, fast = pair(muffnet(input_shape=(8, 8, 3)))
+x = rng.normal(size=(8, 8, 8, 3)).astype("float32")
+y = np.arange(8) % 3
+losses = []
+for model in (own, fast):
+    model.compile(
+        keras.optimizers.SGD(0.01, 0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False,
+    )
+    fitted = model.fit(x, y, 8, 2, shuffle=False, verbose=0)
+    losses.append(fitted.history["loss"])
+np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+path = sys.argv[1] + "/fast.keras"
+fast.save(path)
+loaded = keras.saving.load_model(path)
+np.testing.assert_allclose(
+    loaded.predict(x, verbose=0), fast.predict(x, verbose=0), atol=1e-4
+)
+own.save(sys.argv[1] + "/own.keras")
+fast.load_weights(sys.argv[1] + "/own.keras")
+np.testing.assert_allclose(
+    own.predict(x, verbose=0), fast.predict(x, verbose=0), atol=1e-4
+)
+
+# A layer that is frozen keeps its statistics.
+own.trainable = fast.trainable = False
+before = fast.get_weights()
+close(own(x, training=True), fast(x, training=True))
+assert all(map(np.array_equal, before, fast.get_weights()))
+
+# NaN is not rectified away.
+x[0] = np.nan
+assert np.isnan(fast.predict(x, verbose=0)[0]).all()
+
+# Where it cannot be done.
+for backend_format, policy, reason in (
+    ("channels_first", "float32", "channels first"),
+    ("channels_last", "mixed_bfloat16", "not in float32"),
+):
+    keras.config.set_image_data_format(backend_format)
+    keras.config.set_dtype_policy(policy)
+    shape = (3, 8, 8) if backend_format == "channels_first" else (8, 8, 3)
+    model = muffnet(input_shape=shape)()
+    assert accelerate(model) == f"Keras's own layers ({reason})"
+print("done")
+"""
+
+NO_COMPILER = """
+import sys
+sys.modules["tensorflow"] = None
+import keras
+from keras_muffnet.training import accelerate
+model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.ReLU()])
+print(accelerate(model))
+"""
+
+
+def test_it_computes_what_keras_does(run_python, tmp_path):
+    printed = run_python("-c", COMPARE, str(tmp_path), KERAS_BACKEND="torch")
+    assert printed.splitlines()[-1] == "done"
+
+
+@pytest.mark.parametrize(
+    ("backend", "told"),
+    [
+        (
+            "torch",
+            "Keras's own layers (no C compiler: /nowhere/cc was not found)",
+        ),
+        ("jax", "Keras's own layers (backend jax)"),
+    ],
+)
+def test_without_a_faster_way_the_layers_stay(run_python, backend, told):
+    printed = run_python(
+        "-c", NO_COMPILER, KERAS_BACKEND=backend, CC="/nowhere/cc"
+    )
+    assert printed.strip() == told
