@@ -2,17 +2,14 @@
 
 import csv
 
-from tests.conftest import ROOT
-
 
 def test_a_backend_is_measured(run_python, tmp_path):
     path = tmp_path / "training.csv"
     run_python(
-        str(ROOT / "tools" / "benchmarks" / "training.py"),
+        *("-m", "tools.benchmarks.training"),
         *("--data", "digits", "--alpha", "0.1", "--batch-size", "4"),
         *("--steps", "2", "--repeats", "1", "--no-jit-compile"),
         *("--backends", "torch", "--output", str(path)),
-        PYTHONPATH=str(ROOT),
     )
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -250,7 +250,7 @@ def test_flags_of_a_classifier_are_refused_for_a_detector(
 
 def test_defaults_are_those_of_the_kind():
     flags = dict.fromkeys(quantize.DEFAULTS)
-    for kind, engine, size in ((0, "tfmot", 32), (1, None, 8)):
+    for kind, engine, size in ((0, "keras", 32), (1, None, 8)):
         args = quantize.with_defaults(mock.Mock(spec=[], **flags), kind)
         assert (args.engine, args.batch_size) == (engine, size)
         given_args = mock.Mock(spec=[], **flags | {"batch_size": 3})

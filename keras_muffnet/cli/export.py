@@ -58,7 +58,7 @@ def export(args: argparse.Namespace) -> pathlib.Path:
     """Writes the version and returns its folder."""
     from keras_muffnet.detection.ssd import is_detector
     from keras_muffnet.evaluation import load_keras_model
-    from keras_muffnet.evaluation.models import published_class_names
+    from keras_muffnet.evaluation.models import class_names_of
     from keras_muffnet.export import export_saved_model
     from keras_muffnet.export import publish_litert
     from keras_muffnet.preprocessing import preprocessing_of
@@ -83,7 +83,7 @@ def export(args: argparse.Namespace) -> pathlib.Path:
     if args.normalization:
         mean, std = args.normalization
         known = dataclasses.replace(known, mean=mean, std=std)
-    names = known.class_names or published_class_names(args.model)
+    names = class_names_of(model, args.model)
     if args.labels:
         names = tuple(common.read_labels(args.labels))
     known = dataclasses.replace(known, class_names=names)

@@ -32,7 +32,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     from keras_muffnet import quantization
     from keras_muffnet._files import written_aside
     from keras_muffnet.evaluation import check_classes
-    from keras_muffnet.evaluation.models import published_class_names
+    from keras_muffnet.evaluation.models import class_names_of
     from keras_muffnet.export import export_litert
     from keras_muffnet.litert.metadata import c_header
     from keras_muffnet.litert.metadata import embed_metadata
@@ -42,7 +42,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     train, test, names = load_data(model, args)
     if names is not None:
         check_classes(
-            names, published_class_names(args.model), model.output_shape[-1]
+            names, class_names_of(model, args.model), model.output_shape[-1]
         )
     mean, std = args.normalization or normalization_of(model)
     files = {kind: args.output / name for kind, name in FILES.items()}

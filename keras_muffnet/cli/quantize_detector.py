@@ -27,7 +27,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     from keras_muffnet.detection import two_outputs
     from keras_muffnet.detection.ssd import predictions_layer
     from keras_muffnet.evaluation import check_classes
-    from keras_muffnet.evaluation.models import published_class_names
+    from keras_muffnet.evaluation.models import class_names_of
     from keras_muffnet.export import export_litert
     from keras_muffnet.quantization import quantize_aware
 
@@ -36,7 +36,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     source = open_detection_source(args.data)
     check_classes(
         source.class_names,
-        published_class_names(args.model),
+        class_names_of(model, args.model),
         model.output_shape[-1] - 5,
     )
     files = {name: args.output / f"{name}.tflite" for name in FILES}

@@ -30,6 +30,8 @@ from keras_muffnet.data.reading import refuse_bad
 from keras_muffnet.data.reading import with_options
 from keras_muffnet.data.transforms import Transform
 from keras_muffnet.data.transforms import compiled
+from keras_muffnet.preprocessing import MEAN
+from keras_muffnet.preprocessing import STD
 from keras_muffnet.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -410,8 +412,8 @@ def make_feed(
     on_bad_image: str = "raise",
     cache: bool | None = None,
     backend: str | None = None,
-    mean: float = 128.0,
-    std: float = 128.0,
+    mean: float = MEAN,
+    std: float = STD,
     data_format: str | None = None,
     shard: tuple[int, int] = (0, 1),
     fill: bool = False,

@@ -17,6 +17,8 @@ from keras_muffnet.data import tfds as datasets
 from keras_muffnet.data.digits import load_digits
 from keras_muffnet.data.examples import listed
 from keras_muffnet.data.reading import progress_bar
+from keras_muffnet.preprocessing import MEAN
+from keras_muffnet.preprocessing import STD
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -254,8 +256,8 @@ def make_dataset(
     labels: np.ndarray,
     batch_size: int,
     shuffle_seed: int | None = None,
-    mean: float = 128.0,
-    std: float = 128.0,
+    mean: float = MEAN,
+    std: float = STD,
 ) -> "tf.data.Dataset":
     """Makes batches of scaled images and labels from arrays.
 

@@ -78,12 +78,10 @@ def load_model(
             return detectors.from_litert(path)
         return classifiers.from_litert(path, normalization)
     built = load_keras_model(model, network)
-    names = published_class_names(model)
-    known = preprocessing_of(built)
     if is_detector(built):
         _refuse_normalization(model, normalization)
-        found = detectors.from_keras(built)
-        return found._replace(class_names=names or known.class_names)
+        names = class_names_of(built, model)
+        return detectors.from_keras(built)._replace(class_names=names)
     return classifiers.from_keras(built, normalization)
 
 
@@ -191,11 +189,17 @@ def load_keras_model(
     )
 
 
-def published_class_names(model: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Returns the classes of a model that ships; of others none."""
-    name = os.fspath(model)
-    entry = published_weights().get(name) or published_detectors().get(name)
-    return entry.class_names if entry else ()
+def class_names_of(
+    built: keras.Model, model: str | os.PathLike[str]
+) -> tuple[str, ...]:
+    """Returns the classes that a Keras model was trained on; () if unknown.
+
+    Args:
+        built: the model.
+        model: what `load_keras_model` loaded it by.
+    """
+    entry = published_detectors().get(os.fspath(model))
+    return entry.class_names if entry else preprocessing_of(built).class_names
 
 
 def latest_version(folder: pathlib.Path) -> pathlib.Path:

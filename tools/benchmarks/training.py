@@ -1,6 +1,6 @@
 r"""Measures how fast MuffNet trains: its input, its step, and both together.
 
-    python tools/benchmarks/training.py --data cifar10/ --recipe cifar \
+    python -m tools.benchmarks.training --data cifar10/ --recipe cifar \
         --output results/training_MACHINE.csv
 
 For each backend that is installed, in a process of its own: images a second of
@@ -21,28 +21,39 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 from keras_muffnet._files import write_csv
+from keras_muffnet.cli.common import run as report_failures
+from tools.benchmarks import common
 
+PROGRAM = "tools.benchmarks.training"
 BACKENDS = ("tensorflow", "jax", "torch")
 
 
-def main() -> None:
-    """Runs the command."""
+def main() -> int:
+    """Runs the command; returns its exit status."""
     args = parse_args()
+    return report_failures(lambda: benchmark(args), "benchmarks/training")
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """Measures this process's backend, or each in a process of its own."""
     if args.row:
         args.output.write_text(json.dumps(measure(args)))
         return
     rows = []
     for backend in args.backends:
         print(f"{backend} ...", flush=True)
-        rows += measure_elsewhere(backend, args)
+        rows += common.measure_elsewhere(
+            PROGRAM,
+            backend,
+            [*sys.argv[1:], "--row"],
+            {"KERAS_BACKEND": backend},
+        )
         write_csv(args.output, rows, list(rows[0]))
     for row in rows:
         print("\n" + "\n".join(f"{k:<24}{v}" for k, v in row.items()))
@@ -83,24 +94,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def measure_elsewhere(
-    backend: str, args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Measures a backend in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = pathlib.Path(folder, "rows.json")
-        command = [sys.executable, *sys.argv, "--row", "--output", str(result)]
-        done = subprocess.run(
-            command,
-            env={**os.environ, "KERAS_BACKEND": backend},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise SystemExit(f"{backend} failed:\n{done.stderr[-4000:]}")
-        return json.loads(result.read_text())
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -279,4 +272,4 @@ def peak_gpu() -> int | None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

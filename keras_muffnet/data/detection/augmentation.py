@@ -14,6 +14,8 @@ import numpy as np
 
 from keras_muffnet._optional import load_optional
 from keras_muffnet.data.augmentation import uniforms
+from keras_muffnet.preprocessing import MEAN
+from keras_muffnet.preprocessing import STD
 
 # Least intersection over union of a crop with every box; 0 for any.
 CONSTRAINTS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
@@ -77,8 +79,8 @@ class SSDAugmentation:
         boxes: np.ndarray,
         key: tuple[int, int, int],
         size: tuple[int, int],
-        mean: float = 128.0,
-        std: float = 128.0,
+        mean: float = MEAN,
+        std: float = STD,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Augments an image.
 

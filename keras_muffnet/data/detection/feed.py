@@ -32,6 +32,8 @@ from keras_muffnet.data.feed import Batches
 from keras_muffnet.data.feed import fits_in_memory
 from keras_muffnet.data.reading import in_threads
 from keras_muffnet.data.reading import progress_bar
+from keras_muffnet.preprocessing import MEAN
+from keras_muffnet.preprocessing import STD
 from keras_muffnet.preprocessing import Preprocessing
 
 _CHUNK = 64
@@ -280,8 +282,8 @@ def make_detection_feed(
     train_difficult: bool = True,
     train_crowd: bool = False,
     cache: bool | None = None,
-    mean: float = 128.0,
-    std: float = 128.0,
+    mean: float = MEAN,
+    std: float = STD,
     data_format: str | None = None,
 ) -> DetectionFeed:
     """Makes batches of images with boxes from a source.
