@@ -47,7 +47,12 @@ LITERT_SERVING = [
     "uvloop>=0.19; sys_platform != 'win32'",
 ]
 GRPC = ["grpcio>=1.70,<2", "tensorflow-serving-api>=2.18,<2.22"]
-SERVING = [*TENSORFLOW, *LITERT_SERVING, *GRPC]
+# The server's own services by flags: health, and reflection.
+GRPC_SERVICES = [
+    "grpcio-health-checking>=1.70,<2",
+    "grpcio-reflection>=1.70,<2",
+]
+SERVING = [*TENSORFLOW, *LITERT_SERVING, *GRPC, *GRPC_SERVICES]
 # serving/client.py, and with GRPC its gRPC; serving/loadtest.
 CLIENT = ["httpx>=0.28,<1", "orjson>=3.10,<4", "tenacity>=9,<10"]
 LOADTEST = [*SERVING, "locust>=2.40,<3", "matplotlib>=3.8,<4", "psutil>=6"]
@@ -128,6 +133,7 @@ setup(
             *CLIENT,
             *LOADTEST,
             "check-jsonschema>=0.39,<1",
+            "cryptography>=44",
             "hypothesis>=6,<7",
             "jax>=0.10,<0.11",
             "kubernetes-validate>=1.37,<2",

@@ -468,7 +468,14 @@ def _place(source: pathlib.Path, base_path: pathlib.Path, oldest: int) -> int:
     versions |= _versions(base_path, _REJECTED)
     version = 1 + max(versions, default=0)
     with written_aside(base_path / str(version)) as folder:
-        shutil.copytree(source, folder)
+        try:
+            shutil.copytree(source, folder)
+        except shutil.Error as error:
+            # A list of all files that were not copied, for one full disk.
+            file, copy, reason = error.args[0][0]
+            raise PublishError(
+                f"{file} was not copied to {copy}: {reason}"
+            ) from error
     return version
 
 

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 import keras_muffnet
 from keras_muffnet.model_server import ModelServer
+from tests.conftest import free_port
 
 PREDICT = "/v1/models/toy:predict"
 ECHOED = (
@@ -445,7 +446,8 @@ def test_not_finite_in_rows_of_several_tensors(server):
         ),
         (
             b'{"signature_name": "add", "inputs": [1, 2]}',
-            "'inputs' is a plain value/list",
+            "inputs is a plain value/list, but expecting an object as multiple "
+            "input tensors required as per tensorinfo_map",
         ),
         (
             b'{"signature_name": "add", "inputs": {"a": [1]}}',
@@ -487,7 +489,9 @@ def test_not_finite_in_rows_of_several_tensors(server):
     ],
 )
 def test_wrong_predict_requests(server, body, fragment):
-    assert_error(call(server, "POST", PREDICT, body), 400, fragment)
+    answer = call(server, "POST", PREDICT, body)
+    assert_error(answer, 400, fragment)
+    assert "function_node" not in answer[1]["error"]
 
 
 def test_text_around_the_object_is_skipped(server):
@@ -515,6 +519,7 @@ def test_bad_json_goes_before_an_unknown_model(server):
         ("GET", "/v1/models/toy/versions/x"),
         ("GET", "/v1/models/toy/metadata/"),
         ("GET", "/v1/nothing"),
+        ("POST", PREDICT.replace("predict", "Predict")),
     ],
 )
 def test_malformed_requests(server, method, path):
@@ -545,6 +550,8 @@ def test_latest_version_is_the_largest_number(server):
         answer = call(server, "GET", f"/v1/models/{path}")
         assert answer == (200, {"model_version_status": [expected]})
     assert call(server, "GET", "/V1/Models/toy")[0] == 200
+    path = "/V1/MODELS/toy:predict"
+    assert call(server, "POST", path, b'{"instances": [[1, 2]]}')[0] == 200
 
 
 def test_predict_by_version(server):
@@ -694,6 +701,61 @@ def test_broken_connections(server, data):
     assert call(server, "GET", "/v1/models/toy")[0] == 200
 
 
+ROW = b'{"instances": [[1, 2]]}'
+ANSWER = b"[[10.0,20.0]]"
+
+
+def raw_exchange(server, data, then=b"", half_close=False):
+    """Returns all that the server sends until it closes the connection."""
+    address = urllib.parse.urlsplit(server.url)
+    with socket.create_connection(
+        (address.hostname, address.port), timeout=60
+    ) as client:
+        client.sendall(data)
+        if half_close:
+            client.shutdown(socket.SHUT_WR)
+        received = b""
+        while chunk := client.recv(2**16):
+            received += chunk
+            if then and ANSWER in received:
+                client.sendall(then)
+                then = b""
+        return received
+
+
+def raw_predict(version=b"1.1", headers=b""):
+    head = b"POST %b HTTP/%b\r\nHost: x\r\nContent-Length: %d\r\n%b\r\n"
+    return head % (PREDICT.encode(), version, len(ROW), headers) + ROW
+
+
+def test_keep_alive_of_http_1_0(server):
+    kept = raw_predict(b"1.0", b"Connection: keep-alive\r\n")
+    received = raw_exchange(server, kept, then=raw_predict(b"1.0"))
+    first, second, _ = received.split(ANSWER)
+    assert b"connection: keep-alive" in first.lower()
+    assert b"connection: close" in second.lower()
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_a_client_that_half_closes_gets_its_answers(server, requests):
+    received = raw_exchange(server, raw_predict() * requests, half_close=True)
+    assert received.count(b"200 OK") == received.count(ANSWER) == requests
+
+
+def test_bytes_past_a_body_do_not_spoil_the_answer_before(server):
+    received = raw_exchange(server, raw_predict() + b"\x00 junk\r\n\r\n")
+    assert received.count(b"200 OK") == received.count(ANSWER) == 1
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_ipv6(base_path):
+    with ModelServer(base_path, host="::1") as server:
+        assert server.url.startswith("http://[::1]:")
+        url = f"{server.url}/v1/models/default"
+        with urllib.request.urlopen(url, timeout=60) as response:
+            assert response.status == 200
+
+
 def test_many_requests_at_a_time(server):
     def ask(number):
         return predict(server, instances=[[number, 0]])
@@ -799,7 +861,7 @@ def command(*flags):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_command_serves_until_a_signal(base_path, number):
     process = command(
-        "--rest_api_port=0",
+        f"--rest_api_port={free_port()}",
         "--port=0",
         "--model_name=my toy",
         f"--model_base_path={base_path}",
@@ -839,7 +901,9 @@ def test_command_serves_until_a_signal(base_path, number):
 def test_command_without_a_model(tmp_path, folder, text):
     folder = folder.format(tmp_path)
     process = command(
-        "--rest_api_port=0", "--port=0", f"--model_base_path={folder}"
+        "--port=0",
+        "--file_system_poll_wait_seconds=0",  # does not wait for a version
+        f"--model_base_path={folder}",
     )
     output, errors = process.communicate(timeout=60)
     assert process.returncode not in (0, None)

@@ -213,13 +213,13 @@ ONE_INPUT = "Expected one input Tensor."
             "classify",
             make_servable(["x"], scores=SCORES),
             "No classification inputs found in SignatureDef",
-            9,
+            3,
         ),
         (
             "regress",
             make_servable(["x"], outputs=FLOATS),
             "No regression inputs found in SignatureDef",
-            9,
+            3,
         ),
         (
             "classify",
@@ -232,7 +232,7 @@ ONE_INPUT = "Expected one input Tensor."
             make_servable(y=SCORES),
             "Expected classification signature outputs to contain at least "
             'one of "classes" or "scores"',
-            9,
+            3,
         ),
         (
             "classify",

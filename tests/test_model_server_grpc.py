@@ -474,7 +474,7 @@ def test_classify(predictions):
     refused(
         predictions.Classify,
         request,
-        PRECONDITION,
+        INVALID,
         "Expected classification signature outputs",
     )
 

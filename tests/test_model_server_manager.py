@@ -14,6 +14,7 @@ from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.manager import ModelManager
 from keras_muffnet.model_server.manager import State
+from keras_muffnet.model_server.options import LoadOptions
 from keras_muffnet.model_server.servable import Servable
 
 
@@ -196,20 +197,20 @@ def test_a_version_that_does_not_load_disturbs_none(
     manager.configure([config])
     loader.failing.add(("m", 3))
     add(base, 3)
-    for _ in range(manager_module.RETRIES):
+    for _ in range(LoadOptions.retries):
         manager.poll()
         manager.poll()  # too early for another attempt
         (failed,) = manager.statuses("m", 3)
         assert failed.state == State.LOADING
         assert "no model in" in str(failed.error)
-        now[0] += manager_module.RETRY_SECONDS
+        now[0] += LoadOptions.retry_seconds
     manager.poll()
     (failed,) = manager.statuses("m", 3)
     assert failed.state == State.END
     assert failed.error.code == Code.UNKNOWN
     # It has had its attempts.
     loader.failing.clear()
-    now[0] += 10 * manager_module.RETRY_SECONDS
+    now[0] += 10 * LoadOptions.retry_seconds
     manager.poll()
     assert latest(manager) == 2
     # Taken away and put there again, it has others.
@@ -221,10 +222,8 @@ def test_a_version_that_does_not_load_disturbs_none(
     assert manager.statuses("m", 3)[0].error is None
 
 
-def test_a_version_that_loads_at_the_second_attempt(
-    manager, loader, config, base, monkeypatch
-):
-    monkeypatch.setattr(manager_module, "RETRY_SECONDS", 0)
+def test_a_version_that_loads_at_the_second_attempt(loader, config, base):
+    manager = ModelManager(loader, retry_seconds=0)
     manager.configure([config])
     loader.failing.add(("m", 3))
     add(base, 3)
@@ -233,6 +232,27 @@ def test_a_version_that_loads_at_the_second_attempt(
     loader.failing.clear()
     manager.poll()
     assert latest(manager) == 3
+
+
+def test_labels_that_come_before_their_version(manager, config, base):
+    manager.configure([config])
+    policy = VersionPolicy(latest=2)
+    labelled = dataclasses.replace(config, policy=policy, labels={"new": 3})
+    with pytest.raises(ServingError, match="not currently available"):
+        manager.configure([labelled])
+    add(base, 3)
+    manager.poll()
+    with manager.lease("m", label="new") as servable:
+        assert servable.version == 3
+
+
+def test_retries_may_be_none(loader, config, base):
+    manager = ModelManager(loader, retries=0)
+    manager.configure([config])
+    loader.failing.add(("m", 3))
+    add(base, 3)
+    manager.poll()
+    assert manager.statuses("m", 3)[0].state == State.END
 
 
 def test_statuses_that_are_not_there(manager, config):

@@ -16,7 +16,7 @@ from tensorflow_serving.apis import predict_pb2
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from keras_muffnet.model_server import ModelServer
-from keras_muffnet.model_server.limits import Limits
+from keras_muffnet.model_server.options import Limits
 
 MIB = 2**20
 LIMITS = Limits(

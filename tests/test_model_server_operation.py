@@ -19,6 +19,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from keras_muffnet.model_server import ModelServer
 from tests.conftest import ROOT
+from tests.conftest import free_port
 
 release = threading.Event()
 
@@ -233,6 +234,11 @@ def test_a_label_of_a_version_that_is_not_there(base, tmp_path):
     ("arguments", "text"),
     [
         ({}, "One of `model_base_path` and `model_config_file`"),
+        (
+            {"model_base_path": "/m", "port": None},
+            "One of `port` and `grpc_port`",
+        ),
+        ({"model_base_path": "/m", "threads": 0}, "`threads`"),
         ({"port": -1}, "`port` must be .*port=-1"),
         ({"grpc_port": 65536}, "`grpc_port` must be .*grpc_port=65536"),
         ({"timeout": 0}, "`timeout` must be a positive number. Received: 0"),
@@ -487,7 +493,7 @@ def test_all_flags_together(base, versions, tmp_path):
     monitoring = tmp_path / "monitoring.config"
     monitoring.write_text("prometheus_config { enable: true }")
     process = command(
-        "--rest_api_port=0",
+        f"--rest_api_port={free_port()}",
         "--port=0",
         f"--model_config_file={models}",
         "--model_config_file_poll_wait_seconds=1",
@@ -537,6 +543,10 @@ def test_all_flags_together(base, versions, tmp_path):
     ("flags", "text"),
     [
         ((), "--model_base_path or --model_config_file is required"),
+        (
+            ("--model_base_path=/m", "--use_alts_credentials"),
+            "--use_alts_credentials is refused",
+        ),
         (
             ("--model_base_path=/m", "--batching_parameters_file=f"),
             "--batching_parameters_file needs --enable_batching",

@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     program = f"muffnet {command}"
     parser = argparse.ArgumentParser(prog=program, **settings_of(module))
     module.add_arguments(parser)
-    args = parser.parse_args(arguments[1:])
+    # One command takes flags that it does not know.
+    parse = getattr(module, "parse_args", argparse.ArgumentParser.parse_args)
+    args = parse(parser, arguments[1:])
     resumes = getattr(module, "RESUMES", "")
     return common.run(lambda: module.run(args), program, resumes)
 

@@ -10,8 +10,9 @@ import argparse
 import os
 import sys
 
-from keras_muffnet.model_server.__main__ import add_arguments as add_arguments
 from keras_muffnet.model_server.__main__ import serve
+from keras_muffnet.model_server.flags import add_arguments as add_arguments
+from keras_muffnet.model_server.flags import parse_args as parse_args
 
 
 def run(args: argparse.Namespace) -> None:

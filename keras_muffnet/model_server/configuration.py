@@ -20,6 +20,7 @@ from google.protobuf import wrappers_pb2
 from keras_muffnet.model_server.batching import BatchingParameters
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
+from keras_muffnet.model_server.options import Certificate
 
 _PACKAGE = "keras_muffnet.model_server"
 _INT64 = "google.protobuf.Int64Value"
@@ -70,6 +71,12 @@ _MESSAGES: dict[str, dict[str, tuple[int, Any]]] = {
     },
     "MonitoringConfig": {"prometheus_config": (1, "PrometheusConfig")},
     "PrometheusConfig": {"enable": (1, "bool"), "path": (2, "string")},
+    "SSLConfig": {
+        "server_key": (1, "string"),
+        "server_cert": (2, "string"),
+        "custom_ca": (3, "string"),
+        "client_verify": (4, "bool"),
+    },
 }
 
 
@@ -309,6 +316,32 @@ def read_monitoring_config(path: str | os.PathLike[str]) -> str | None:
             f"Received: {config.path}"
         )
     return config.path or _DEFAULT_METRICS_PATH
+
+
+def read_certificate(path: str | os.PathLike[str]) -> Certificate:
+    """Reads an `SSLConfig`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no such text proto, or holds no key or certificate.
+    """
+    config = _read("SSLConfig", path)
+    for name in ("server_key", "server_cert"):
+        if not getattr(config, name):
+            raise ValueError(
+                f"{os.fspath(path)}: Expected a `{name}` in PEM. Received: ''"
+            )
+    if config.client_verify and not config.custom_ca:
+        raise ValueError(
+            f"{os.fspath(path)}: `client_verify` needs a `custom_ca` in PEM. "
+            "Received: ''"
+        )
+    return Certificate(
+        config.server_key,
+        config.server_cert,
+        config.custom_ca,
+        config.client_verify,
+    )
 
 
 def _read(kind: str, path: str | os.PathLike[str]) -> Any:

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_muffnet.model_server.errors import Code
-from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
 from keras_muffnet.model_server.json_tensors import is_base64
 from keras_muffnet.model_server.json_tensors import kind_name
@@ -162,8 +160,7 @@ def classify(
             f"Expected one or two output Tensors, found {len(outputs)}"
         )
     if not outputs & {_CLASSES, _SCORES}:
-        raise ServingError(
-            Code.FAILED_PRECONDITION,
+        raise invalid_argument(
             "Expected classification signature outputs to contain at least "
             f'one of "{_CLASSES}" or "{_SCORES}". Signature '
             f"{signature_key} has: {','.join(sorted(outputs))}",
@@ -209,8 +206,7 @@ def regress(
     if len(outputs) != 1:
         raise invalid_argument("Expected one output Tensor.")
     if _OUTPUTS not in outputs:
-        raise ServingError(
-            Code.FAILED_PRECONDITION,
+        raise invalid_argument(
             f"No regression outputs found in SignatureDef: {signature_key}",
         )
     values = _run(servable, signature_key, examples)[_OUTPUTS]
@@ -244,8 +240,7 @@ def _signature_outputs(
     if len(signature_def["inputs"]) != 1:
         raise invalid_argument("Expected one input Tensor.")
     if _INPUTS not in signature_def["inputs"]:
-        raise ServingError(
-            Code.FAILED_PRECONDITION,
+        raise invalid_argument(
             f"No {method} inputs found in SignatureDef: {signature_key}",
         )
     return set(signature_def["outputs"])

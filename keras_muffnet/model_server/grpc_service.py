@@ -1,48 +1,56 @@
 """TensorFlow Serving's gRPC services."""
 
-import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import grpc
 from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.apis import model_management_pb2
+from tensorflow_serving.apis import model_service_pb2
 from tensorflow_serving.apis import model_service_pb2_grpc
+from tensorflow_serving.apis import prediction_service_pb2
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
+from keras_muffnet._optional import load_optional
 from keras_muffnet.model_server import configuration
 from keras_muffnet.model_server import proto_api
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
-from keras_muffnet.model_server.limits import Limits
 from keras_muffnet.model_server.manager import ModelManager
 from keras_muffnet.model_server.metrics import Metrics
+from keras_muffnet.model_server.options import GrpcOptions
+from keras_muffnet.model_server.options import Limits
 
 logger = logging.getLogger(__name__)
 
 _MAX_DETAILS = 1024  # characters of an error
-_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    # A second server on a port in use must fail, not take half the requests.
-    ("grpc.so_reuseport", 0),
-]
+_SERVICES = (
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    prediction_service_pb2.DESCRIPTOR.services_by_name[
+        "PredictionService"
+    ].full_name,
+)
 
 
 class GrpcServer:
-    """Serves gRPC from a thread with an event loop of its own.
+    """Serves gRPC.
+
+    A request is answered by one thread from its beginning to its end: an event
+    loop that hands it to a thread costs half as much again.
 
     Args:
         manager: What to serve.
-        executor: Where inference runs, so that the event loop stays free.
+        executor: The threads that answer requests.
         metrics: Counts requests, if given.
         address: Host and port; port 0 picks a free one.
         limits: How large a request may be.
+        options: How they are served.
         grace: Seconds that a stop waits for requests.
 
     Attributes:
@@ -50,75 +58,99 @@ class GrpcServer:
 
     Raises:
         OSError: The port cannot be listened on.
+        ImportError: The package of a service that `options` ask for is not
+            installed.
     """
 
     def __init__(
         self,
         manager: ModelManager,
-        executor: Executor,
+        executor: ThreadPoolExecutor,
         metrics: Metrics | None,
         address: tuple[str, int],
         limits: Limits,
+        options: GrpcOptions,
         grace: float,
     ):
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="grpc_server", daemon=True
-        )
-        self._thread.start()
         self._grace = grace
-        services = (
-            _PredictionService(manager, executor, metrics, limits),
-            _ModelService(manager, executor),
-        )
-        try:
-            self.port = self._await(self._start(services, address, limits))
-        except BaseException:
-            self._end()
-            raise
-
-    async def _start(
-        self, services: Any, address: tuple[str, int], limits: Limits
-    ) -> int:
-        # What is larger is answered RESOURCE_EXHAUSTED by the library.
-        size = ("grpc.max_receive_message_length", limits.message)
-        self._server = grpc.aio.server(options=[*_OPTIONS, size])
+        arguments: Sequence[tuple[str, int | str]] = [
+            ("grpc.max_send_message_length", -1),
+            # What is larger is answered RESOURCE_EXHAUSTED by the library.
+            ("grpc.max_receive_message_length", limits.message),
+            # A second server on a port in use must fail, not take half the
+            # requests.
+            ("grpc.so_reuseport", 0),
+            *options.channel_arguments,
+        ]
+        server = self._server = grpc.server(executor, options=arguments)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            services[0], self._server
+            _PredictionService(manager, metrics, limits, options), server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            services[1], self._server
+            _ModelService(manager), server
         )
-        host, port = address
-        host = f"[{host}]" if ":" in host else host
-        try:
-            port = self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as error:
-            raise OSError(
-                f"Expected a port that is free. Received: port={port} on {host}"
-            ) from error
-        await self._server.start()
-        return port
+        if options.health:
+            _add_health(server)
+        if options.reflection:
+            _add_reflection(server, options.health)
+        self.port = _listen(server, address, options)
+        server.start()
 
     def close(self) -> None:
         """Stops, once requests have had their time to finish."""
-        self._await(self._server.stop(self._grace))
-        self._end()
-
-    def _await(self, awaitable: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(awaitable, self._loop).result()
-
-    def _end(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._server.stop(self._grace).wait()
 
 
-async def _abort(context: Any, error: ServingError) -> None:
+def _listen(
+    server: grpc.Server, address: tuple[str, int], options: GrpcOptions
+) -> int:
+    host, port = address
+    host = f"[{host}]" if ":" in host else host
+    certificate = None
+    if options.ssl_config_file is not None:
+        certificate = configuration.read_certificate(options.ssl_config_file)
+    try:
+        if options.socket_path:
+            server.add_insecure_port(f"unix:{options.socket_path}")
+        if certificate is None:
+            return server.add_insecure_port(f"{host}:{port}")
+        credentials = grpc.ssl_server_credentials(
+            [(certificate.key.encode(), certificate.chain.encode())],
+            certificate.client_authorities.encode() or None,
+            certificate.ask_clients,
+        )
+        return server.add_secure_port(f"{host}:{port}", credentials)
+    except RuntimeError as error:
+        raise OSError(
+            "Expected a port that is free and, for TLS, a key with its "
+            f"certificate. Received: port={port} on {host}"
+        ) from error
+
+
+def _add_health(server: grpc.Server) -> None:
+    health = load_optional("grpc_health.v1.health", "serving")
+    messages = load_optional("grpc_health.v1.health_pb2", "serving")
+    service = load_optional("grpc_health.v1.health_pb2_grpc", "serving")
+
+    # The models are loaded before the server starts. The whole server is "".
+    servicer = health.HealthServicer()
+    for name in ("", *_SERVICES):
+        servicer.set(name, messages.HealthCheckResponse.SERVING)
+    service.add_HealthServicer_to_server(servicer, server)
+
+
+def _add_reflection(server: grpc.Server, has_health: bool) -> None:
+    reflection = load_optional("grpc_reflection.v1alpha.reflection", "serving")
+    names = [*_SERVICES, reflection.SERVICE_NAME]
+    names += ["grpc.health.v1.Health"] if has_health else []
+    reflection.enable_server_reflection(names, server)
+
+
+def _abort(context: grpc.ServicerContext, error: ServingError) -> None:
     details = str(error)
     if len(details) > _MAX_DETAILS:
         details = details[:_MAX_DETAILS] + "...TRUNCATED"
-    await context.abort(_STATUS_CODES[error.code], details)
+    context.abort(_STATUS_CODES[error.code], details)
 
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -130,41 +162,36 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def __init__(
         self,
         manager: ModelManager,
-        executor: Executor,
         metrics: Metrics | None,
         limits: Limits,
+        options: GrpcOptions,
     ):
         self._manager = manager
-        self._executor = executor
         self._metrics = metrics
         self._predict = partial(
-            proto_api.predict, max_tensor_bytes=limits.tensor
+            proto_api.predict,
+            max_tensor_bytes=limits.tensor,
+            as_content=options.tensor_content,
         )
 
-    async def Predict(self, request: Any, context: Any) -> Any:
-        return await self._answer("Predict", self._predict, request, context)
+    def Predict(self, request: Any, context: Any) -> Any:
+        return self._answer("Predict", self._predict, request, context)
 
-    async def Classify(self, request: Any, context: Any) -> Any:
-        return await self._answer(
-            "Classify", proto_api.classify, request, context
-        )
+    def Classify(self, request: Any, context: Any) -> Any:
+        return self._answer("Classify", proto_api.classify, request, context)
 
-    async def Regress(self, request: Any, context: Any) -> Any:
-        return await self._answer(
-            "Regress", proto_api.regress, request, context
-        )
+    def Regress(self, request: Any, context: Any) -> Any:
+        return self._answer("Regress", proto_api.regress, request, context)
 
-    async def MultiInference(self, request: Any, context: Any) -> Any:
-        return await self._answer(
-            "MultiInference", proto_api.multi_inference, request, context
-        )
+    def MultiInference(self, request: Any, context: Any) -> Any:
+        handle = proto_api.multi_inference
+        return self._answer("MultiInference", handle, request, context)
 
-    async def GetModelMetadata(self, request: Any, context: Any) -> Any:
-        return await self._answer(
-            "GetModelMetadata", proto_api.metadata, request, context
-        )
+    def GetModelMetadata(self, request: Any, context: Any) -> Any:
+        handle = proto_api.metadata
+        return self._answer("GetModelMetadata", handle, request, context)
 
-    async def _answer(
+    def _answer(
         self,
         api: str,
         handle: Callable[[Any, Any], Any],
@@ -173,40 +200,21 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     ) -> Any:
         start = time.perf_counter()
         model, status = "", "OK"
-        loop = asyncio.get_running_loop()
         try:
             model, version, label = _read_spec(request)
-            return await loop.run_in_executor(
-                self._executor,
-                self._run,
-                handle,
-                request,
-                model,
-                version,
-                label,
-            )
+            with self._manager.lease(model, version, label) as servable:
+                return handle(servable, request)
         except ServingError as error:
             status = error.code.name
-            await _abort(context, error)
+            _abort(context, error)
         except Exception:
             status = Code.INTERNAL.name
             logger.exception("%s failed", api)
-            await context.abort(grpc.StatusCode.INTERNAL, "Internal error")
+            context.abort(grpc.StatusCode.INTERNAL, "Internal error")
         finally:
             if self._metrics is not None:
                 seconds = time.perf_counter() - start
                 self._metrics.observe(model, api, "GRPC", status, seconds)
-
-    def _run(
-        self,
-        handle: Callable[[Any, Any], Any],
-        request: Any,
-        model: str,
-        version: int | None,
-        label: str | None,
-    ) -> Any:
-        with self._manager.lease(model, version, label) as servable:
-            return handle(servable, request)
 
 
 def _read_spec(request: Any) -> tuple[str, int | None, str | None]:
@@ -229,17 +237,16 @@ def _read_spec(request: Any) -> tuple[str, int | None, str | None]:
 class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """GetModelStatus and HandleReloadConfigRequest."""
 
-    def __init__(self, manager: ModelManager, executor: Executor):
+    def __init__(self, manager: ModelManager):
         self._manager = manager
-        self._executor = executor
 
-    async def GetModelStatus(self, request: Any, context: Any) -> Any:
+    def GetModelStatus(self, request: Any, context: Any) -> Any:
         response = get_model_status_pb2.GetModelStatusResponse()
         try:
             model, version, _ = _read_spec(request)
             statuses = self._manager.statuses(model, version)
         except ServingError as error:
-            await _abort(context, error)
+            _abort(context, error)
             raise
         for status in statuses:
             entry = response.model_version_status.add(
@@ -250,16 +257,10 @@ class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 entry.status.error_message = str(status.error)
         return response
 
-    async def HandleReloadConfigRequest(
-        self, request: Any, context: Any
-    ) -> Any:
-        loop = asyncio.get_running_loop()
+    def HandleReloadConfigRequest(self, request: Any, context: Any) -> Any:
         try:
-            configs = configuration.model_configs(request.config)
-            await loop.run_in_executor(
-                self._executor, self._manager.configure, configs
-            )
+            self._manager.configure(configuration.model_configs(request.config))
         except ServingError as error:
             logger.warning("Configuration refused: %s", error)
-            await _abort(context, error)
+            _abort(context, error)
         return model_management_pb2.ReloadConfigResponse()

@@ -186,8 +186,9 @@ def _decode_columns(
     if not _is_object(value):
         if len(dtypes) > 1:
             raise invalid_argument(
-                "'inputs' is a plain value/list, but expecting an object with "
-                f"keys: {','.join(dtypes)}"
+                "inputs is a plain value/list, but expecting an object as "
+                "multiple input tensors required as per tensorinfo_map. "
+                f"Expected keys: {','.join(dtypes)}"
             )
         return {name: _to_array(value, dtypes[name]) for name in dtypes}
     for name in dtypes:

@@ -5,6 +5,7 @@ import pathlib
 
 from keras_muffnet.model_server.batching import Batcher
 from keras_muffnet.model_server.metrics import Metrics
+from keras_muffnet.model_server.options import LoadOptions
 from keras_muffnet.model_server.servable import Servable
 
 
@@ -16,6 +17,7 @@ def load(
     runtime: str = "auto",
     batcher: Batcher | None = None,
     metrics: Metrics | None = None,
+    options: LoadOptions = LoadOptions(),  # noqa: B008 (frozen)
 ) -> Servable:
     """Loads a version, and runs its warm-up requests.
 
@@ -27,6 +29,7 @@ def load(
             file, `"auto"` for a SavedModel where there is one.
         batcher: Joins requests of several callers, if given.
         metrics: Counts what TensorFlow runs, if given.
+        options: How a SavedModel is loaded.
 
     Raises:
         ValueError: The folder holds no such model.
@@ -35,7 +38,10 @@ def load(
     """
     is_litert = runtime == "litert" or (
         runtime == "auto"
-        and not pathlib.Path(path, "saved_model.pb").exists()
+        and (
+            options.prefer_tflite
+            or not pathlib.Path(path, "saved_model.pb").exists()
+        )
         and any(pathlib.Path(path).glob("*.tflite"))
     )
     # Here, because each needs a package that the other does not.
@@ -46,9 +52,10 @@ def load(
     from keras_muffnet.model_server.tensorflow_runtime import load_saved_model
     from keras_muffnet.model_server.warmup import warm_up
 
-    servable = load_saved_model(path, name, version, batcher, metrics)
+    servable = load_saved_model(path, name, version, batcher, metrics, options)
     try:
-        warm_up(servable, path)
+        if options.warm_up:
+            warm_up(servable, path, options.warm_up_iterations)
     except BaseException:
         servable.close()
         raise

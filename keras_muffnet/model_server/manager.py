@@ -17,12 +17,10 @@ from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
 from keras_muffnet.model_server.metrics import Metrics
+from keras_muffnet.model_server.options import LoadOptions
 from keras_muffnet.model_server.servable import Servable
 
 logger = logging.getLogger(__name__)
-
-RETRIES = 5  # of a version that does not load
-RETRY_SECONDS = 60
 
 _MAX_INT64 = 2**63 - 1
 
@@ -76,14 +74,12 @@ class _Version:
         self.failures = 0
         self.retry_at = 0.0
 
-    def count_failure(self, error: Exception) -> None:
+    def count_failure(self, error: Exception, retry_seconds: float) -> None:
         self.failures += 1
-        self.retry_at = time.monotonic() + RETRY_SECONDS
+        self.retry_at = time.monotonic() + retry_seconds
         if not self.is_available:
             code = getattr(error, "code", Code.UNKNOWN)
             self.status.error = ServingError(code, str(error))
-            if self.failures > RETRIES:
-                self.status.state = State.END
 
 
 class ModelManager:
@@ -97,6 +93,8 @@ class ModelManager:
             `ServingError` where it cannot.
         allow_labels_for_unavailable: Whether a new label may be given to a
             version that is not loaded.
+        retries: How often a version that does not load is loaded again.
+        retry_seconds: The time between two attempts.
         metrics: Counts what is loaded, if given.
     """
 
@@ -105,9 +103,13 @@ class ModelManager:
         load: Callable[[Path, str, int], Servable],
         *,
         allow_labels_for_unavailable: bool = False,
+        retries: int = LoadOptions.retries,
+        retry_seconds: float = LoadOptions.retry_seconds,
         metrics: Metrics | None = None,
     ):
         self._load = load
+        self._retries = retries
+        self._retry_seconds = retry_seconds
         self._allow_labels = allow_labels_for_unavailable
         self._metrics = metrics
         self._configs: dict[str, ModelConfig] = {}
@@ -152,6 +154,9 @@ class ModelManager:
         with self._loading:
             for config in list(self._configs.values()):
                 self._update(config)
+                # Labels that came before their version.
+                with self._lock, contextlib.suppress(ServingError):
+                    self._assign_labels(config)
 
     def close(self) -> None:
         """Unloads everything, without waiting for those who use it."""
@@ -267,7 +272,7 @@ class ModelManager:
 
     def _update(self, config: ModelConfig) -> None:
         """Brings one model in step with its folder."""
-        found = _find_versions(config.base_path)
+        found = find_versions(config.base_path)
         if found is None:
             # What is loaded stays: a file system may be away for a while.
             return
@@ -297,7 +302,7 @@ class ModelManager:
                 version.forget_failures()
                 return
             if (
-                version.failures > RETRIES
+                version.failures > self._retries
                 or time.monotonic() < version.retry_at
             ):
                 return
@@ -309,7 +314,12 @@ class ModelManager:
         except Exception as error:
             self._count_load(name, path, False, time.perf_counter() - start)
             with self._lock:
-                version.count_failure(error)
+                version.count_failure(error, self._retry_seconds)
+                if (
+                    version.failures > self._retries
+                    and not version.is_available
+                ):
+                    version.status.state = State.END
             logger.error("%s version %d did not load: %s", name, number, error)
             return
         seconds = time.perf_counter() - start
@@ -395,7 +405,7 @@ class ModelManager:
         self._labels[config.name] = dict(config.labels)
 
 
-def _find_versions(base_path: Path) -> dict[int, Path] | None:
+def find_versions(base_path: Path) -> dict[int, Path] | None:
     """Returns the version folders by number, or None without a base path."""
     try:
         entries = list(base_path.iterdir())

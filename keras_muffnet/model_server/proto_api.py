@@ -23,7 +23,7 @@ from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
 from keras_muffnet.model_server.json_tensors import DEFAULT_SIGNATURE
-from keras_muffnet.model_server.limits import Limits
+from keras_muffnet.model_server.options import Limits
 from keras_muffnet.model_server.servable import Servable
 from keras_muffnet.model_server.servable import Signature
 
@@ -41,6 +41,7 @@ def predict(
     servable: Servable,
     request: predict_pb2.PredictRequest,
     max_tensor_bytes: int = Limits.tensor,
+    as_content: bool = False,
 ) -> predict_pb2.PredictResponse:
     """Answers a Predict request."""
     key = request.model_spec.signature_name or DEFAULT_SIGNATURE
@@ -56,7 +57,9 @@ def predict(
     outputs = servable.run(signature, inputs)
     response = predict_pb2.PredictResponse(model_spec=_spec(servable, key))
     for name in wanted:
-        response.outputs[name].CopyFrom(proto_tensors.to_proto(outputs[name]))
+        proto_tensors.write(
+            outputs[name], response.outputs[name], as_content=as_content
+        )
     return response
 
 

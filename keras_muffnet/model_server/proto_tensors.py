@@ -4,13 +4,12 @@ import math
 from typing import Any
 
 import numpy as np
-from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.framework import types_pb2
 from tensorflow.dtypes import as_dtype
 
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
-from keras_muffnet.model_server.limits import Limits
+from keras_muffnet.model_server.options import Limits
 
 _MAX_RANK = 254
 
@@ -126,23 +125,28 @@ def _parse_error(name: str, why: str = "") -> ServingError:
     return invalid_argument(f"tensor parsing error: {name}{why}")
 
 
-def to_proto(array: np.ndarray) -> Any:
+def write(array: np.ndarray, proto: Any, *, as_content: bool = False) -> None:
     """Writes a tensor, its values in the dtype's own field.
 
     Args:
         array: An array of any dtype that a model can give; strings are an
             object array of `bytes`.
+        proto: The empty `TensorProto` to fill.
+        as_content: Whether the values go into `tensor_content` instead, but
+            for strings.
     """
     kind = types_pb2.DT_STRING
     if array.dtype != object:
         kind = as_dtype(array.dtype).as_datatype_enum
-    proto = tensor_pb2.TensorProto(dtype=kind)
+    proto.dtype = kind
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
+    if as_content and kind != types_pb2.DT_STRING:
+        proto.tensor_content = array.tobytes()
+        return
     flat = array.ravel()
     if kind in _HALVES:
         flat = flat.view(np.uint16)
     elif flat.dtype.kind == "c":
         flat = np.stack([flat.real, flat.imag], axis=-1).ravel()
     getattr(proto, _FIELDS[kind]).extend(flat.tolist())
-    return proto

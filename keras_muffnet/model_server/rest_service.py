@@ -24,9 +24,9 @@ from keras_muffnet.model_server import page
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
-from keras_muffnet.model_server.limits import Limits
 from keras_muffnet.model_server.manager import ModelManager
 from keras_muffnet.model_server.metrics import Metrics
+from keras_muffnet.model_server.options import Limits
 
 # ASGI's types.
 Message = MutableMapping[str, Any]
@@ -44,7 +44,9 @@ _MODEL = (
 )
 _STATUS = re.compile(_MODEL, re.IGNORECASE)
 _METADATA = re.compile(_MODEL + "/metadata", re.IGNORECASE)
-_RUN = re.compile(_MODEL + ":(?P<api>predict|classify|regress)", re.IGNORECASE)
+_RUN = re.compile(
+    _MODEL + ":(?P<api>(?-i:predict|classify|regress))", re.IGNORECASE
+)
 
 _MAX_INT64 = 2**63 - 1
 
@@ -235,7 +237,7 @@ class App:
     ) -> bytes:
         """Has a model run elsewhere, and counts that."""
         start = time.perf_counter()
-        api, status = match["api"].lower(), "OK"
+        api, status = match["api"], "OK"
         handle = {
             "predict": self._predict,
             "classify": self._classify,

@@ -2,10 +2,14 @@
 
 import logging
 import os
+import pathlib
 import socket
+import ssl
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,15 +18,21 @@ from typing import Any
 
 import uvicorn
 
+from keras_muffnet._arguments import positive_integer
 from keras_muffnet.model_server import configuration
 from keras_muffnet.model_server.batching import Batcher
 from keras_muffnet.model_server.batching import BatchingParameters
 from keras_muffnet.model_server.configuration import ModelConfig
 from keras_muffnet.model_server.errors import ServingError
-from keras_muffnet.model_server.limits import Limits
+from keras_muffnet.model_server.http_protocol import HttpProtocol
 from keras_muffnet.model_server.loader import load
 from keras_muffnet.model_server.manager import ModelManager
+from keras_muffnet.model_server.manager import find_versions
 from keras_muffnet.model_server.metrics import Metrics
+from keras_muffnet.model_server.options import Certificate
+from keras_muffnet.model_server.options import GrpcOptions
+from keras_muffnet.model_server.options import Limits
+from keras_muffnet.model_server.options import LoadOptions
 from keras_muffnet.model_server.rest_service import App
 
 logger = logging.getLogger(__name__)
@@ -53,7 +63,7 @@ class ModelServer:
         model_name: That model's name.
         model_config_file: A text proto `ModelServerConfig` with models and
             their versions and labels, instead of `model_base_path`.
-        port: TCP port of REST; 0 picks a free one.
+        port: TCP port of REST; 0 picks a free one, None has no REST.
         grpc_port: TCP port of gRPC; 0 picks a free one, None has none.
         host: Address to listen on.
         runtime: `"tensorflow"` serves SavedModels, `"litert"` `.tflite` files,
@@ -63,7 +73,12 @@ class ModelServer:
             `enable_batching`.
         monitoring_config_file: A text proto `MonitoringConfig`.
         timeout: Seconds that a REST request may take.
+        threads: REST requests that are answered at a time; 32 by default, and
+            256 with batching.
         limits: How large a request may be.
+        loading: How versions are loaded.
+        grpc: How gRPC is served.
+        ssl_config_file: A text proto `SSLConfig`, which turns on TLS for REST.
         file_system_poll_seconds: How often folders are looked at for versions;
             0 or less for never again.
         config_poll_seconds: How often `model_config_file` is read again; 0 for
@@ -74,7 +89,8 @@ class ModelServer:
         show_page: Whether `GET /` answers with a page to try models on.
 
     Attributes:
-        url: `http://HOST:PORT`, while the server runs.
+        url: `http://HOST:PORT`, or `https`, while the server runs; "" without
+            REST.
         grpc_port: The port of gRPC, while the server runs with it.
 
     Raises:
@@ -93,7 +109,7 @@ class ModelServer:
         *,
         model_name: str = "default",
         model_config_file: str | os.PathLike[str] | None = None,
-        port: int = 0,
+        port: int | None = 0,
         grpc_port: int | None = None,
         host: str = "127.0.0.1",
         runtime: str = "auto",
@@ -101,19 +117,30 @@ class ModelServer:
         batching_parameters_file: str | os.PathLike[str] | None = None,
         monitoring_config_file: str | os.PathLike[str] | None = None,
         timeout: float = 30.0,
+        threads: int | None = None,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
+        loading: LoadOptions = LoadOptions(),  # noqa: B008
+        grpc: GrpcOptions = GrpcOptions(),  # noqa: B008
+        ssl_config_file: str | os.PathLike[str] | None = None,
         file_system_poll_seconds: float = 1.0,
         config_poll_seconds: float = 0.0,
         allow_labels_for_unavailable: bool = False,
         cors: bool = False,
         show_page: bool = True,
     ):
-        for name, number in (("port", port), ("grpc_port", grpc_port or 0)):
-            if not 0 <= number <= 65535:
+        for name, number in (("port", port), ("grpc_port", grpc_port)):
+            if number is not None and not 0 <= number <= 65535:
                 raise ValueError(
                     f"`{name}` must be from 0 to 65535. "
                     f"Received: {name}={number}"
                 )
+        if port is None and grpc_port is None:
+            raise ValueError(
+                "One of `port` and `grpc_port` must be given. Received: "
+                "port=None, grpc_port=None"
+            )
+        if threads is not None:
+            positive_integer("threads", threads)
         if runtime not in ("auto", "tensorflow", "litert"):
             raise ValueError(
                 "`runtime` must be 'auto', 'tensorflow' or 'litert'. "
@@ -152,10 +179,19 @@ class ModelServer:
             self._metrics_path = configuration.read_monitoring_config(
                 monitoring_config_file
             )
-        self._address = (host, port)
+        self._host = host
+        self._port = port
         self._limits = limits
+        self._loading = loading
+        self._grpc = grpc
+        self._certificate: Certificate | None = None
+        if ssl_config_file is not None:
+            self._certificate = configuration.read_certificate(ssl_config_file)
         self.grpc_port = grpc_port
         self._runtime = runtime
+        self._threads = threads or (
+            _BATCHING_THREADS if enable_batching else _INFERENCE_THREADS
+        )
         self._allow_labels = allow_labels_for_unavailable
         self._polls = (file_system_poll_seconds, config_poll_seconds)
         self._app_options: dict[str, Any] = {
@@ -166,7 +202,6 @@ class ModelServer:
         }
 
     def __enter__(self) -> "ModelServer":
-        host = self._address[0]
         metrics = Metrics() if self._metrics_path else None
         with ExitStack() as undo:
             batcher = None
@@ -178,40 +213,55 @@ class ModelServer:
                     runtime=self._runtime,
                     batcher=batcher,
                     metrics=metrics,
+                    options=self._loading,
                 ),
                 allow_labels_for_unavailable=self._allow_labels,
+                retries=self._loading.retries,
+                retry_seconds=self._loading.retry_seconds,
                 metrics=metrics,
             )
-            threads = _BATCHING_THREADS if batcher else _INFERENCE_THREADS
-            executor = ThreadPoolExecutor(threads)
-            undo.callback(_release, manager, executor, batcher)
+            # Their threads start when they are needed.
+            executor = ThreadPoolExecutor(self._threads)
+            grpc_threads = self._grpc.threads or self._threads
+            grpc_executor = ThreadPoolExecutor(grpc_threads)
+            executors = (executor, grpc_executor)
+            undo.callback(_release, manager, executors, batcher)
             try:
                 manager.configure(self._configs)
             except ServingError as error:
                 raise ValueError(str(error)) from error
             undo.callback(self._start_polling(manager))
-            listener = undo.enter_context(socket.create_server(self._address))
-            app = App(
-                manager,
-                executor,
-                metrics=metrics,
-                metrics_path=self._metrics_path,
-                **self._app_options,
-            )
+            url = ""
+            if self._port is not None:
+                listener = undo.enter_context(_listen(self._host, self._port))
+                app = App(
+                    manager,
+                    executor,
+                    metrics=metrics,
+                    metrics_path=self._metrics_path,
+                    **self._app_options,
+                )
+                url = self._url(listener)
             if self.grpc_port is not None:
                 # Here, because its stubs import TensorFlow.
                 from keras_muffnet.model_server.grpc_service import GrpcServer
 
-                address = (host, self.grpc_port)
                 grpc_server = GrpcServer(
-                    manager, executor, metrics, address, self._limits, _GRACE
+                    manager,
+                    grpc_executor,
+                    metrics,
+                    (self._host, self.grpc_port),
+                    self._limits,
+                    self._grpc,
+                    _GRACE,
                 )
                 undo.callback(grpc_server.close)
                 self.grpc_port = grpc_server.port
-            undo.callback(_start(app, listener))
+            if url:
+                undo.callback(_start(app, listener, self._certificate))
             self._undo = undo.pop_all()
         self._manager = manager
-        self.url = f"http://{host}:{listener.getsockname()[1]}"
+        self.url = url
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -222,6 +272,19 @@ class ModelServer:
         """The versions loaded of each model, newest first."""
         return self._manager.available()
 
+    def missing_versions(self) -> dict[str, pathlib.Path]:
+        """Returns the base paths of models that have no version to load yet."""
+        return {
+            config.name: config.base_path
+            for config in self._configs
+            if not config.policy.select(find_versions(config.base_path) or ())
+        }
+
+    def _url(self, listener: socket.socket) -> str:
+        scheme = "http" if self._certificate is None else "https"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{scheme}://{host}:{listener.getsockname()[1]}"
+
     def _read_configs(self) -> list[ModelConfig]:
         assert self._config_file is not None
         return configuration.read_model_configs(self._config_file)
@@ -231,17 +294,20 @@ class ModelServer:
         stop = threading.Event()
 
         def repeat(task: Callable[[], None], seconds: float) -> None:
+            told = ""
             while not stop.wait(seconds):
                 try:
                     task()
                 except Exception as error:
-                    logger.error("%s", error)
+                    if str(error) != told:
+                        logger.error("%s", error)
+                    told = str(error)
+                else:
+                    told = ""
 
         def reload() -> None:
-            configs = self._read_configs()
-            if configs != self._configs:
-                self._configs = configs
-                manager.configure(configs)
+            # Applied each time, because gRPC may have set something else.
+            manager.configure(self._read_configs())
 
         tasks = zip((manager.poll, reload), self._polls, strict=True)
         for task, seconds in tasks:
@@ -252,9 +318,16 @@ class ModelServer:
         return stop.set
 
 
-def _start(app: App, listener: socket.socket) -> Callable[[], None]:
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+
+
+def _start(
+    app: App, listener: socket.socket, certificate: Certificate | None
+) -> Callable[[], None]:
     """Runs the application in a thread; returns what stops it."""
-    server = uvicorn.Server(_config(app))
+    server = uvicorn.Server(_config(app, certificate))
     thread = threading.Thread(
         target=server.run, kwargs={"sockets": [listener]}, name="model_server"
     )
@@ -272,7 +345,9 @@ def _start(app: App, listener: socket.socket) -> Callable[[], None]:
 
 
 def _release(
-    manager: ModelManager, executor: Executor, batcher: Batcher | None
+    manager: ModelManager,
+    executors: Iterable[Executor],
+    batcher: Batcher | None,
 ) -> None:
     """Frees the models; leaves behind what cannot be cancelled."""
 
@@ -280,24 +355,42 @@ def _release(
         if batcher is not None:
             batcher.close()
         manager.close()
-        executor.shutdown(cancel_futures=True)
+        for executor in executors:
+            executor.shutdown(cancel_futures=True)
 
     thread = threading.Thread(target=release, daemon=True)
     thread.start()
     thread.join(_GRACE)
 
 
-def _config(app: App) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        loop="uvloop",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=_GRACE,
-    )
+def _config(app: App, certificate: Certificate | None) -> uvicorn.Config:
+    options: dict[str, Any] = {
+        "http": HttpProtocol,
+        "loop": "uvloop",
+        "ws": "none",
+        "lifespan": "off",
+        "log_config": None,
+        "access_log": False,
+        "proxy_headers": False,
+        "server_header": False,
+        "timeout_keep_alive": _KEEP_ALIVE,
+        "timeout_graceful_shutdown": _GRACE,
+    }
+    if certificate is None:
+        return uvicorn.Config(app, **options)
+    # Python's ssl reads files only.
+    with tempfile.TemporaryDirectory() as folder:
+        files = {
+            "ssl_keyfile": certificate.key,
+            "ssl_certfile": certificate.chain,
+            "ssl_ca_certs": certificate.client_authorities,
+        }
+        for name, text in files.items():
+            if text:
+                options[name] = os.path.join(folder, name)
+                pathlib.Path(options[name]).write_text(text)
+        if certificate.ask_clients:
+            options["ssl_cert_reqs"] = ssl.CERT_REQUIRED
+        config = uvicorn.Config(app, **options)
+        config.load()
+    return config

@@ -1,14 +1,17 @@
 """Runs SavedModels."""
 
 import os
+import pathlib
 import re
 import time
 from collections.abc import Callable
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
+from google.protobuf import text_format
 from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
@@ -18,6 +21,7 @@ from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
 from keras_muffnet.model_server.metrics import Metrics
+from keras_muffnet.model_server.options import LoadOptions
 from keras_muffnet.model_server.servable import Servable
 from keras_muffnet.model_server.servable import Signature
 
@@ -31,6 +35,7 @@ def load_saved_model(
     version: int,
     batcher: Batcher | None = None,
     metrics: Metrics | None = None,
+    options: LoadOptions = LoadOptions(),  # noqa: B008 (frozen)
 ) -> Servable:
     """Loads a SavedModel, in a graph and a session of its own.
 
@@ -44,15 +49,18 @@ def load_saved_model(
         version: The version's number.
         batcher: Joins requests of several callers, if given.
         metrics: Counts the runs, if given.
+        options: The SavedModel's tags, and how its session runs.
 
     Raises:
-        ValueError: The folder holds no SavedModel with the tag `serve`.
+        ValueError: The folder holds no SavedModel with these tags.
     """
-    session = tf.compat.v1.Session(graph=tf.Graph())
+    session = tf.compat.v1.Session(
+        graph=tf.Graph(), config=_session_config(options)
+    )
     try:
         with session.graph.as_default():
             meta_graph = tf.compat.v1.saved_model.load(
-                session, [tf.saved_model.SERVING], os.fspath(path)
+                session, sorted(options.tags), os.fspath(path)
             )
         signatures = {
             key: _make_signature(
@@ -65,7 +73,7 @@ def load_saved_model(
     except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
         session.close()
         raise ValueError(
-            f"Expected a SavedModel with the tag 'serve' in {path}. "
+            f"Expected a SavedModel with {_named(options.tags)} in {path}. "
             f"Received: {' '.join(str(error).split())}"
         ) from error
     signature_defs = {
@@ -79,6 +87,34 @@ def load_saved_model(
     # Closing cancels what is running. A loop of very cheap operations does not
     # notice; TensorFlow then waits for it to end.
     return Servable(name, version, signatures, signature_defs, session.close)
+
+
+def _named(tags: Collection[str]) -> str:
+    names = ", ".join(map(repr, sorted(tags)))
+    return f"the tag {names}" if len(tags) == 1 else f"the tags {names}"
+
+
+def _session_config(options: LoadOptions) -> config_pb2.ConfigProto:
+    config = config_pb2.ConfigProto()
+    if options.session_config_file:
+        text = pathlib.Path(options.session_config_file).read_text()
+        try:
+            text_format.Parse(text, config)
+        except text_format.ParseError as error:
+            raise ValueError(
+                "Expected a text proto of type ConfigProto in "
+                f"{options.session_config_file}. "
+                f"Received: {' '.join(str(error).split())}"
+            ) from error
+    if options.intra_op_threads:
+        config.intra_op_parallelism_threads = options.intra_op_threads
+    if options.inter_op_threads:
+        config.inter_op_parallelism_threads = options.inter_op_threads
+    if options.gpu_memory_fraction:
+        config.gpu_options.per_process_gpu_memory_fraction = (
+            options.gpu_memory_fraction
+        )
+    return config
 
 
 def _make_signature(

@@ -21,12 +21,15 @@ PATH = "assets.extra/tf_serving_warmup_requests"
 MAX_REQUESTS = 1000
 
 
-def warm_up(servable: Servable, path: str | os.PathLike[str]) -> None:
+def warm_up(
+    servable: Servable, path: str | os.PathLike[str], iterations: int = 1
+) -> None:
     """Runs a version's warm-up requests, if it has some.
 
     Args:
         servable: The version.
         path: Its folder.
+        iterations: How often each request is run.
 
     Raises:
         ServingError: The file is damaged, or a request failed.
@@ -61,7 +64,8 @@ def warm_up(servable: Servable, path: str | os.PathLike[str]) -> None:
                 raise invalid_argument(
                     f"Unsupported log type for warm-up: {kind}"
                 )
-            handlers[kind](servable, getattr(log, kind).request)
+            for _ in range(iterations):
+                handlers[kind](servable, getattr(log, kind).request)
         if not count and file.stat().st_size:
             # Less than a record's head is read as the end of the file.
             raise ValueError("less than a record")

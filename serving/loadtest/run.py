@@ -26,6 +26,7 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -386,7 +387,9 @@ def serve(
     known = subprocess.run(
         [*command, "--help"], capture_output=True, text=True, check=True
     ).stdout
-    command += ["--rest_api_port=0", f"--model_name={MODEL}"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command += [f"--rest_api_port={port}", f"--model_name={MODEL}"]
     command += [f"--model_base_path={base_path.resolve()}"]
     if "--enable_batching" in known:
         if parameters is None:
