@@ -48,7 +48,8 @@ CORE_REQUIRES = {"keras", "numpy", "packaging"}
 # What a part above the core may import of its row.
 BESIDE = {
     "evaluation": ["data"],
-    "export": ["quantization"],
+    "export": ["data", "quantization"],
+    "model_server": ["data"],
     "training": ["baselines", "data", "evaluation"],
     "reproduction": ["baselines", "training"],
     "cli": [

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 MISSING = [
     (
         "PIL",
-        "from keras_muffnet.data import feed; feed._reader('arrays')",
+        "from keras_muffnet.data import reading;reading.make_reader('arrays')",
         "arrays",
     ),
     (
@@ -24,7 +24,7 @@ MISSING = [
     ),
     (
         "tensorflow",
-        "from keras_muffnet.data import feed; feed._reader('tf.data')",
+        "from keras_muffnet.data import reading;reading.make_reader('tf.data')",
         "tensorflow",
     ),
     ("tensorflow", "import keras_muffnet.export", "tensorflow"),

@@ -1,79 +1,52 @@
-"""Encoded images to pixels of the size wanted: with Pillow, with TensorFlow.
+"""Encoded images to pixels of the size wanted, with Pillow.
 
-Both give the same pixels where an image is not resized, and pixels that differ
-by one level at most where it is: Pillow resizes in integers.
+**The pixels of a file.** Training, evaluation, calibration, `load_images`,
+`detect`, the model server and the decoder in an exported SavedModel all take
+the same ones:
 
-An image is read if it has one channel (grey, which is repeated) or three. With
-an alpha channel or in CMYK it is a bad one: what it should look like is a
-guess.
+- Orientation: as EXIF says, so that an image is seen upright. (XMP is not
+  asked.)
+- Alpha is dropped, not composited: the colors are those stored in the file,
+  under transparent pixels too. `keras.utils.load_img`, torchvision's
+  `ImageFolder` and TensorFlow's decoders do the same, so that models trained
+  elsewhere see the same pixels; and no background has to be guessed.
+- Grey is repeated in three channels; a palette gives its colors. Where a
+  model takes one channel, RGB becomes `(19595 R + 38470 G + 7471 B + 32768)
+  // 65536`, before the image is resized.
+- Of 16 bits the upper 8 are taken.
+- CMYK becomes `(255 - C) (255 - K) // 255` for red, and so on: no color
+  profiles.
+- JPEG is decoded with the accurate integer DCT and smooth chroma upsampling.
+- Of several frames the first is taken, without the canvas around it.
+
+Without resizing, all readers give the same pixels. Where an image is resized,
+bilinearly with antialiasing, they differ by one level at most: Pillow resizes
+in integers.
+
+Formats: JPEG, PNG, GIF, BMP, WebP and TIFF; AVIF and HEIC where Pillow or a
+package brings them (`pip install "keras-muffnet[heif]"`). TensorFlow decodes
+JPEG, PNG and WebP by itself, and has Pillow decode the rest. An exported
+SavedModel has no Pillow: it takes JPEG, PNG, GIF, BMP of 24 or 32 bits, and
+WebP that is not animated, and refuses others. Pixels of 32 bits (numbers
+without a known range) and color spaces other than the above are refused.
 """
 
-import dataclasses
+import contextlib
+import functools
+import importlib
 import io
-import types
-from typing import TYPE_CHECKING
+import math
 from typing import Any
 
 import numpy as np
 
 from keras_muffnet._optional import load_optional
+from keras_muffnet.data.exif import ORIENTATION
+from keras_muffnet.data.exif import orientation
+from keras_muffnet.data.exif import upright_with_pillow
+from keras_muffnet.data.geometry import Geometry
+from keras_muffnet.data.geometry import random_box
 from keras_muffnet.preprocessing import center_box
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-
-# Bits a pixel, as a BMP tells them.
-_BITS_24 = b"\x18\0"
-
-
-@dataclasses.dataclass(frozen=True)
-class Geometry:
-    """How an image gets its size.
-
-    Attributes:
-        size: height and width in pixels.
-        aspect: the least and the greatest width to height of a random crop,
-            where images come with one; None for whole images.
-        centre: the share of the shorter side that is kept, as in
-            `Augmentation.test_crop`; None keeps all.
-    """
-
-    size: tuple[int, int]
-    aspect: tuple[float, float] | None = None
-    centre: float | None = None
-
-
-def _random_box(
-    xp: Any, height: Any, width: Any, crop: Any, aspect: tuple[float, float]
-) -> tuple[Any, Any, Any, Any]:
-    """The first of a crop's tries that fits in an image, or its centre.
-
-    Args:
-        xp: `numpy`, or TensorFlow's functions under NumPy's names.
-        height: of the image, float64.
-        width: of the image, float64.
-        crop: `(CROP_TRIES, 4)`, of `Augmentation.draw_crops`.
-        aspect: bounds of the crop in the centre.
-
-    Returns:
-        Top, left, height and width: whole numbers, float64.
-    """
-    # Multiplication and square roots only: they are exact everywhere, so that
-    # both ways of decoding cut the same box.
-    side = xp.sqrt(crop[:, 0] * height * width)
-    tall, wide = xp.rint(side / crop[:, 1]), xp.rint(side * crop[:, 1])
-    fits = (tall >= 1) & (wide >= 1) & (tall <= height) & (wide <= width)
-    # If none does: as much of the centre as the bounds of the aspect allow.
-    full_tall = xp.minimum(height, xp.rint(width / aspect[0]))
-    full_wide = xp.minimum(width, xp.rint(height * aspect[1]))
-    any_fits = xp.any(fits)
-    first = xp.argmax(fits)
-    tall = xp.where(any_fits, tall[first], full_tall)
-    wide = xp.where(any_fits, wide[first], full_wide)
-    top = xp.where(any_fits, crop[first, 2], 0.5) * (height - tall + 1)
-    left = xp.where(any_fits, crop[first, 3], 0.5) * (width - wide + 1)
-    return xp.floor(top), xp.floor(left), tall, wide
 
 
 def decode_with_pillow(
@@ -82,24 +55,24 @@ def decode_with_pillow(
     """Decodes an image.
 
     Args:
-        encoded: the image's file, of JPEG, PNG, GIF or BMP.
+        encoded: the image's file.
         geometry: how it gets its size.
         crop: of `Augmentation.draw_crops`, `(CROP_TRIES, 4)`.
 
     Returns:
-        uint8 `(height, width, 3)`.
+        uint8 `(height, width, channels)`.
 
     Raises:
         ImportError: if Pillow is not installed.
         ValueError: telling what is wrong with the image.
     """
     image = rgb_with_pillow(encoded)
+    if geometry.channels == 1:
+        image = image.convert("L")
     width, height = image.size
     if crop is not None:
         assert geometry.aspect is not None
-        box = _random_box(
-            np, float(height), float(width), crop, geometry.aspect
-        )
+        box = random_box(np, float(height), float(width), crop, geometry.aspect)
         top, left, tall, wide = map(int, box)
         image = image.crop((left, top, left + wide, top + tall))
     elif geometry.centre:
@@ -110,19 +83,69 @@ def decode_with_pillow(
         image = resized_with_pillow(image, (tall, wide))
         height, width = geometry.size
         image = image.crop((left, top, left + width, top + height))
-    return np.asarray(resized_with_pillow(image, geometry.size))
+    pixels = np.asarray(resized_with_pillow(image, geometry.size))
+    return pixels.reshape((*geometry.size, geometry.channels))
+
+
+def decode_as_served(
+    encoded: bytes,
+    size: tuple[int, int],
+    channels: int = 3,
+    max_pixels: int | None = None,
+    crop: float | None = None,
+) -> np.ndarray:
+    """Decodes an image as the decoder in an exported SavedModel does.
+
+    Args:
+        encoded: the image's file.
+        size: height and width to resize to, in pixels.
+        channels: 3 for RGB, 1 for grey.
+        max_pixels: the most pixels, height times width, of the image.
+        crop: as of `keras_muffnet.preprocessing.Preprocessing`.
+
+    Returns:
+        float32 `(height, width, channels)`, whole numbers in [0, 255].
+
+    Raises:
+        ImportError: if Pillow is not installed.
+        ValueError: telling what is wrong with the image.
+    """
+    pillow = load_optional("PIL.Image", "arrays")
+    image = rgb_with_pillow(encoded, max_pixels=max_pixels)
+    if channels == 1:
+        image = image.convert("L")
+    (tall, wide), top, left = size, 0, 0
+    if crop is not None:
+        width, height = (float(side) for side in image.size)
+        tall, wide, top, left = map(
+            int, center_box(np, height, width, size, crop)
+        )
+    if image.size == (wide, tall):
+        pixels = np.asarray(image, np.float32).reshape((tall, wide, channels))
+    else:
+        # In floats, which are not rounded on the way from rows to columns.
+        bands = [
+            band.convert("F").resize((wide, tall), pillow.Resampling.BILINEAR)
+            for band in image.split()
+        ]
+        pixels = np.rint(np.stack(bands, axis=-1))
+    return pixels[top : top + size[0], left : left + size[1]]
 
 
 def rgb_with_pillow(
-    encoded: bytes, at_least: tuple[int, int] | None = None
+    encoded: bytes,
+    at_least: tuple[int, int] | None = None,
+    max_pixels: int | None = None,
 ) -> Any:
-    """Decodes an image to RGB.
+    """Decodes an image to RGB, upright.
 
     Args:
-        encoded: the image's file, of JPEG, PNG, GIF or BMP.
+        encoded: the image's file.
         at_least: a height and a width. A JPEG that is at least twice, four or
             eight times as large is decoded at a half, a fourth or an eighth of
             its size, which is faster. None for the full size.
+        max_pixels: the most pixels, height times width. None for Pillow's own
+            bound.
 
     Returns:
         A `PIL.Image.Image`.
@@ -132,28 +155,104 @@ def rgb_with_pillow(
         ValueError: telling what is wrong with the image.
     """
     pillow = load_optional("PIL.Image", "arrays")
-    try:
-        image = pillow.open(
-            io.BytesIO(encoded), formats=("JPEG", "PNG", "GIF", "BMP")
+    image, turned = _open(encoded)
+    if max_pixels is not None and math.prod(image.size) > max_pixels:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, more than "
+            f"{max_pixels}"
         )
-        if at_least is not None and image.mode in ("L", "RGB"):
-            image.draft(image.mode, at_least[::-1])
+    if at_least is not None and image.mode in ("L", "RGB"):
+        height, width = at_least if turned < 5 else at_least[::-1]
+        image.draft(image.mode, (width, height))
+    extent = image.tile[0][1] if image.format == "GIF" else None
+    try:
         image.load()
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        # Pillow names the buffer, which tells nothing.
-        reason = str(error).partition("<_io")[0].strip() or "it is damaged"
-        raise ValueError(reason) from None
-    if image.format == "BMP" and encoded[28:30] != _BITS_24:
-        raise ValueError("it is a BMP of other than 24 bits a pixel")
-    channels = len(image.getbands())
-    if image.mode == "P":
-        alpha = image.format == "PNG" and "transparency" in image.info
-        channels = 4 if alpha else 3
-    if channels not in (1, 3):
-        raise ValueError(f"it has {channels} channels, not 1 or 3")
+    except Exception as error:  # see `_open`
+        raise ValueError(_reason(error)) from None
     if image.mode.startswith("I;16"):
         image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    elif image.mode == "CMYK":
+        ink = np.asarray(image)
+        if image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+            ink = 255 - ink  # which Pillow turned over
+        paper = 255 - ink.astype(np.int32)
+        pixels = paper[..., :3] * paper[..., 3:] // 255
+        image = pillow.fromarray(pixels.astype(np.uint8))
+    elif image.mode not in _MODES:
+        raise ValueError(f"its pixels are of the kind {image.mode!r}")
+    image = image.convert("RGB")
+    if extent is not None and extent != (0, 0, *image.size):
+        image = image.crop(extent)
+    return upright_with_pillow(image, turned)
+
+
+def upright_size(encoded: bytes) -> tuple[int, int]:
+    """Reads the width and height of an image seen upright; decodes nothing.
+
+    Raises:
+        ImportError: if Pillow is not installed.
+        ValueError: telling what is wrong with the image.
+    """
+    image, turned = _open(encoded)
+    width, height = image.size
+    return (height, width) if turned >= 5 else (width, height)
+
+
+def _open(encoded: bytes) -> tuple[Any, int]:
+    """Opens an image, not decoded, and reads how it is turned."""
+    pillow = load_optional("PIL.Image", "arrays")
+    known = _formats()
+    kind = _kind_of_heif(encoded)
+    if kind and kind not in known:
+        package = {"AVIF": "pillow>=11.3", "HEIF": "keras-muffnet[heif]"}[kind]
+        raise ValueError(f'it is {kind}, which needs: pip install "{package}"')
+    try:
+        image = pillow.open(io.BytesIO(encoded), formats=known)
+        if image.format in ("JPEG", "MPO", "PNG", "WEBP"):
+            return image, orientation(encoded)
+        if image.format == "AVIF":
+            # From the boxes around the image, as Pillow gives them.
+            return image, image.getexif().get(ORIENTATION, 1)
+        # Pillow turns a TIFF as it decodes it; a HEIC is upright.
+        return image, 1
+    # On bytes that are damaged, Pillow's readers raise about anything.
+    except Exception as error:
+        raise ValueError(_reason(error)) from None
+
+
+# What Pillow calls pixels that `convert("RGB")` makes as the rule has it.
+_MODES = (
+    *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"),
+    "YCbCr",
+)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """What Pillow can read here, of the formats that are taken."""
+    pillow = load_optional("PIL.Image", "arrays")
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    pillow.init()
+    wanted = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
+    return tuple(name for name in wanted if name in pillow.OPEN)
+
+
+def _kind_of_heif(encoded: bytes) -> str | None:
+    """Which of AVIF and HEIF a file is, by the brand in its head."""
+    if encoded[4:8] != b"ftyp":
+        return None
+    if encoded[8:12] in (b"avif", b"avis"):
+        return "AVIF"
+    return "HEIF"
+
+
+def _reason(error: Exception) -> str:
+    # Pillow names the buffer, which tells nothing.
+    reason = str(error).partition("<_io")[0].strip()
+    if reason == "cannot identify image file":
+        return "it is no image of a known format, or a damaged one"
+    return reason or "it is damaged"
 
 
 def resized_with_pillow(image: Any, size: tuple[int, int]) -> Any:
@@ -162,72 +261,3 @@ def resized_with_pillow(image: Any, size: tuple[int, int]) -> Any:
     if image.size == (size[1], size[0]):
         return image
     return image.resize((size[1], size[0]), pillow.Resampling.BILINEAR)
-
-
-def decode_with_tensorflow(
-    encoded: "tf.Tensor", geometry: Geometry, crop: "tf.Tensor | None" = None
-) -> "tf.Tensor":
-    """Decodes an image; arguments and result as of `decode_with_pillow`.
-
-    Raises:
-        tf.errors.InvalidArgumentError: telling what is wrong with the image.
-    """
-    import tensorflow as tf
-
-    xp = types.SimpleNamespace(
-        any=tf.reduce_any,
-        argmax=lambda fits: tf.argmax(tf.cast(fits, tf.int32)),
-        floor=tf.floor,
-        maximum=tf.maximum,
-        minimum=tf.minimum,
-        rint=tf.round,
-        sqrt=tf.sqrt,
-        where=tf.where,
-    )
-
-    def check(channels: "tf.Tensor") -> None:
-        told = ["it has", channels, "channels, not 1 or 3"]
-        tf.debugging.Assert((channels == 1) | (channels == 3), told)
-
-    def from_jpeg() -> "tf.Tensor":
-        check(tf.io.extract_jpeg_shape(encoded)[2])
-        # Pillow has no faster but less exact way; both feeds take this one.
-        return tf.io.decode_jpeg(
-            encoded, channels=3, dct_method="INTEGER_ACCURATE"
-        )
-
-    def from_other() -> "tf.Tensor":
-        bmp = tf.strings.substr(encoded, 0, 2) == b"BM"
-        bits = tf.strings.substr(tf.strings.join([encoded, "\0" * 30]), 28, 2)
-        told = ["it is a BMP of other than 24 bits a pixel"]
-        tf.debugging.Assert(~bmp | (bits == _BITS_24), told)
-        image = tf.io.decode_image(encoded, expand_animations=False)
-        image.set_shape((None, None, None))
-        channels = tf.shape(image)[2]
-        check(channels)
-        return tf.tile(image, (1, 1, 3 // channels))
-
-    def resized(image: "tf.Tensor", size: Any) -> "tf.Tensor":
-        def changed() -> "tf.Tensor":
-            x = tf.image.resize(image, size, antialias=True)
-            return tf.cast(tf.round(x), tf.uint8)
-
-        fits = tf.reduce_all(tf.shape(image)[:2] == size)
-        return tf.cond(fits, lambda: image, changed)
-
-    image = tf.cond(tf.io.is_jpeg(encoded), from_jpeg, from_other)
-    shape = tf.cast(tf.shape(image), tf.float64)
-    if crop is not None:
-        assert geometry.aspect is not None
-        box = _random_box(xp, shape[0], shape[1], crop, geometry.aspect)
-        image = tf.image.crop_to_bounding_box(
-            image, *(tf.cast(number, tf.int32) for number in box)
-        )
-    elif geometry.centre:
-        box = center_box(xp, shape[0], shape[1], geometry.size, geometry.centre)
-        tall, wide, top, left = (tf.cast(number, tf.int32) for number in box)
-        image = resized(image, tf.stack([tall, wide]))
-        image = tf.image.crop_to_bounding_box(image, top, left, *geometry.size)
-    image = resized(image, geometry.size)
-    image.set_shape((*geometry.size, 3))
-    return image

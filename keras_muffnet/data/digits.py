@@ -1,10 +1,15 @@
 """The handwritten digits that come with scikit-learn."""
 
+import functools
+
 import numpy as np
 
 from keras_muffnet._optional import load_optional
 from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
+from keras_muffnet.data.examples import missing_split
+
+_SPLITS = ("train", "test")
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -56,17 +61,34 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
     return mixed(1, (-1, 1, 1), mixed(2, (-1, 1), images))
 
 
+@functools.lru_cache(maxsize=2)
+def _cached_digits(size: int) -> tuple[Split, Split]:
+    return load_digits(size)
+
+
 class DigitsExamples(Examples):
     """scikit-learn's digits, which are never encoded."""
 
-    def __init__(self, split: str):
+    def __init__(self, split: str, positions: np.ndarray | None = None):
         self.split = split
+        if positions is None:
+            positions = np.arange(360 if split == "test" else 1437)
+        self.positions = positions
 
     def __len__(self) -> int:
-        return 360 if self.split == "test" else 1437
+        return len(self.positions)
 
     def name(self, position: int) -> str:
-        return f"digits, {self.split} {position}"
+        return f"digits, {self.key(position)}"
+
+    def key(self, position: int) -> str:
+        return f"{self.split} {self.positions[position]}"
+
+    def label(self, position: int) -> int:
+        return int(self.arrays((8, 8))[1][position])
+
+    def take(self, positions: np.ndarray) -> "DigitsExamples":
+        return DigitsExamples(self.split, self.positions[positions])
 
     def arrays(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Gives uint8 `(n, height, width, 3)` and int64 `(n,)`."""
@@ -74,7 +96,8 @@ class DigitsExamples(Examples):
             raise ValueError(
                 f"`size` must be square for the digits. Received: size={size}"
             )
-        return load_digits(size[0])[self.split == "test"]
+        images, labels = _cached_digits(size[0])[self.split == "test"]
+        return images[self.positions], labels[self.positions]
 
     def read(self, position: int) -> tuple[bytes, int]:
         raise ValueError(
@@ -86,12 +109,10 @@ class DigitsExamples(Examples):
 def open_digits() -> Source:
     """Opens scikit-learn's digits as a source."""
     names = tuple(str(digit) for digit in range(10))
-    return Source("digits", names, _digits_split)
+    return Source("digits", names, _SPLITS, _digits_split)
 
 
 def _digits_split(split: str) -> Examples:
-    if split not in ("train", "test"):
-        raise ValueError(
-            f"`split` must be 'train' or 'test'. Received: split={split!r}"
-        )
+    if split not in _SPLITS:
+        raise missing_split("digits", _SPLITS, split)
     return DigitsExamples(split)

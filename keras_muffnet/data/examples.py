@@ -5,8 +5,29 @@ feeds read from it, so that they see the same examples under the same numbers.
 """
 
 import dataclasses
+import functools
+import hashlib
+import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence
+
+import numpy as np
+
+# The names that folders, lists and files of a split have, in lower case.
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+def split_named(name: str) -> str | None:
+    """Which of "train", "val" and "test" a name means, in any case."""
+    for split, names in _SPLIT_NAMES.items():
+        if name.lower() in names:
+            return split
+    return None
 
 
 class Examples:
@@ -19,6 +40,10 @@ class Examples:
         """What an error calls the image: its path, or file and record."""
         raise NotImplementedError
 
+    def key(self, position: int) -> str:
+        """A name that stays where the data set moves or grows."""
+        raise NotImplementedError
+
     def read(self, position: int) -> tuple[bytes, int]:
         """Reads an image, still encoded, and its label.
 
@@ -27,29 +52,71 @@ class Examples:
         """
         raise NotImplementedError
 
+    def label(self, position: int) -> int:
+        """Reads a label alone."""
+        return self.read(position)[1]
+
+    def take(self, positions: np.ndarray) -> "Examples":
+        """The examples at some positions."""
+        return _Taken(self, positions)
+
+
+class _Taken(Examples):
+    """Some of other examples."""
+
+    def __init__(self, examples: Examples, positions: np.ndarray):
+        self.examples = examples
+        self.positions = positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def name(self, position: int) -> str:
+        return self.examples.name(int(self.positions[position]))
+
+    def key(self, position: int) -> str:
+        return self.examples.key(int(self.positions[position]))
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        return self.examples.read(int(self.positions[position]))
+
+    def label(self, position: int) -> int:
+        return self.examples.label(int(self.positions[position]))
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Labelled images, split into training and test images.
+    """Labelled images in splits.
 
-    Made by `open_source`.
+    Made by `open_source`. The splits are called `"train"`, `"val"` and
+    `"test"`, whatever the folders are called. Choose models on `"val"` where
+    it is there; measure on `"test"` once, at the end.
 
     Attributes:
         name: as it was given to `open_source`.
         class_names: a name for each label.
+        splits: those that there are, of `"train"`, `"val"` and `"test"` and
+            in this order; after them what else TensorFlow Datasets has.
     """
 
     name: str
     class_names: tuple[str, ...]
+    splits: tuple[str, ...]
     _split: Callable[[str], Examples] = dataclasses.field(repr=False)
 
     def split(self, name: str) -> Examples:
         """Opens a split.
 
+        Args:
+            name: of `splits`. `"test"` gives `"val"` where there is no test
+                split. TensorFlow Datasets also takes slices of its own
+                splits, such as `"train[:10%]"`.
+
         Raises:
-            ValueError: if there is none of that name, or it lacks an image,
-                in all or in a class folder.
+            ValueError: if there is none of that name, or it has no image.
         """
+        if name == "test" and "test" not in self.splits:
+            name = "val" if "val" in self.splits else name
         examples = self._split(name)
         if len(examples) == 0:
             raise ValueError(
@@ -57,6 +124,120 @@ class Source:
                 f"split {name!r} has none"
             )
         return examples
+
+
+def missing_split(source: str, splits: Sequence[str], name: str) -> ValueError:
+    """The error for a split that a source does not have."""
+    hint = (
+        "; validation_split (--validation-split) takes a part of the training "
+        "images as 'val'"
+        if "val" not in splits and name in ("val", "test")
+        else ""
+    )
+    return ValueError(
+        f"`split` must be of {listed(splits)}, which {source!r} has{hint}. "
+        f"Received: split={name!r}"
+    )
+
+
+def hold_out(source: Source, fraction: float, seed: int) -> Source:
+    """Makes a split `"val"` of a part of the training images."""
+    if (
+        not isinstance(fraction, (int, float))
+        or isinstance(fraction, bool)
+        or not 0 < fraction < 1
+    ):
+        raise ValueError(
+            "`validation_split` must be between 0 and 1. Received: "
+            f"validation_split={fraction!r}"
+        )
+    if "val" in source.splits:
+        raise ValueError(
+            "`validation_split` must be None where there are validation "
+            f"images. Received: validation_split={fraction} for "
+            f"{source.name!r}, with the splits {listed(source.splits)}"
+        )
+
+    @functools.cache
+    def parts() -> tuple[Examples, np.ndarray]:
+        train = source.split("train")
+        count = range(len(train))
+        return train, held_out(
+            [train.key(i) for i in count],
+            [train.label(i) for i in count],
+            fraction,
+            seed,
+        )
+
+    def split(name: str) -> Examples:
+        if name not in ("train", "val"):
+            return source._split(name)
+        train, held = parts()
+        return train.take(np.flatnonzero(held == (name == "val")))
+
+    first, *others = source.splits
+    return dataclasses.replace(
+        source, splits=(first, "val", *others), _split=split
+    )
+
+
+def held_out(
+    keys: Sequence[str], labels: Sequence[int], fraction: float, seed: int
+) -> np.ndarray:
+    """Chooses the images that are held out, by a hash of seed and name.
+
+    Each image is chosen by itself, with the same chance in each class: adding
+    images moves none of the others to the other side. Of a class of two
+    images or more, at least one is on each side.
+
+    Args:
+        keys: a name for each image, which does not change.
+        labels: of the images.
+        fraction: of the images, which are held out.
+        seed: other ones hold out other images.
+
+    Returns:
+        bool `(n,)`.
+    """
+    draws = np.array([_draw(key, seed) for key in keys], np.float64)
+    held = draws < fraction
+    array = np.asarray(labels)
+    for label in np.unique(array):
+        of_class = np.flatnonzero(array == label)
+        if len(of_class) < 2:
+            held[of_class] = False
+        elif not held[of_class].any():
+            held[of_class[np.argmin(draws[of_class])]] = True
+        elif held[of_class].all():
+            held[of_class[np.argmax(draws[of_class])]] = False
+    return held
+
+
+def _draw(key: str, seed: int) -> float:
+    """A number in [0, 1) that follows from a name and a seed."""
+    # A Mac writes accents as characters of their own.
+    key = unicodedata.normalize("NFC", key)
+    text = f"{seed}/{key}".encode("utf-8", "surrogateescape")
+    first = hashlib.sha256(text).digest()[:8]
+    return int.from_bytes(first, "big") / 2**64
+
+
+def balanced_class_weights(examples: Examples) -> dict[int, float]:
+    """Weights that give each class the same part in the loss.
+
+    Args:
+        examples: of `Source.split`.
+
+    Returns:
+        By label, for `model.fit(class_weight=...)`: the number of images over
+        the number of classes that have images and the images of the class.
+        The mean over all images is 1.
+    """
+    counts = Counter(examples.label(i) for i in range(len(examples)))
+    return {
+        label: len(examples) / (len(counts) * count)
+        for label, count in sorted(counts.items())
+    }
 
 
 def listed(names: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ Batch k of epoch e follows from the seed, e and k: a run that goes on from a
 checkpoint sees what a run never stopped would have seen.
 """
 
-import importlib.util
 import math
 import os
 from collections.abc import Callable
@@ -19,12 +18,13 @@ from keras_muffnet._arguments import positive_integer
 from keras_muffnet.data.augmentation import Augmentation
 from keras_muffnet.data.augmentation import Draws
 from keras_muffnet.data.augmentation import permutation
-from keras_muffnet.data.decoding import Geometry
 from keras_muffnet.data.digits import DigitsExamples
 from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
+from keras_muffnet.data.geometry import Geometry
 from keras_muffnet.data.reading import PillowReader
 from keras_muffnet.data.reading import TensorFlowReader
+from keras_muffnet.data.reading import make_reader
 from keras_muffnet.data.reading import not_images
 from keras_muffnet.data.reading import refuse_bad
 from keras_muffnet.data.reading import with_options
@@ -501,7 +501,7 @@ def make_feed(
             "`fill` must be True where there are shards, which all get as many "
             f"test images. Received: fill={fill}, shard={shard}"
         )
-    reader = _reader(backend)
+    reader = make_reader(backend)
     train, test = source.split(train_split), source.split(test_split)
     if len(train) < batch_size:
         raise ValueError(
@@ -545,20 +545,6 @@ def make_feed(
         seed,
         (index, shards),
         fill,
-    )
-
-
-def _reader(backend: str | None) -> TensorFlowReader | PillowReader:
-    if backend is None:
-        has_tensorflow = importlib.util.find_spec("tensorflow") is not None
-        backend = "tf.data" if has_tensorflow else "arrays"
-    if backend == "tf.data":
-        return TensorFlowReader()
-    if backend == "arrays":
-        return PillowReader()
-    raise ValueError(
-        "`backend` must be 'tf.data', 'arrays' or None. Received: "
-        f"backend={backend!r}"
     )
 
 

@@ -1,28 +1,44 @@
-"""Labelled images in folders and archives, a folder a class."""
+"""Labelled images in folders and archives."""
 
+import contextlib
+import functools
 import lzma
 import os
 import tarfile
+import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
+
+import numpy as np
 
 from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
 from keras_muffnet.data.examples import listed
+from keras_muffnet.data.examples import missing_split
+from keras_muffnet.data.layout import Layout
+from keras_muffnet.data.layout import arrange
+from keras_muffnet.data.layout import is_hidden
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
 class FileExamples(Examples):
     """Images that are files."""
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int]):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        keys: Sequence[str] | None = None,
+    ):
         self.paths = paths
         self.labels = labels
+        self.keys = keys or paths
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -30,132 +46,122 @@ class FileExamples(Examples):
     def name(self, position: int) -> str:
         return self.paths[position]
 
+    def key(self, position: int) -> str:
+        return self.keys[position]
+
+    def size(self, position: int) -> int:
+        """How many bytes the image has, encoded."""
+        return os.path.getsize(self.paths[position])
+
     def read(self, position: int) -> tuple[bytes, int]:
         with open(self.paths[position], "rb") as file:
             return file.read(), self.labels[position]
 
+    def label(self, position: int) -> int:
+        return self.labels[position]
 
-class ArchiveExamples(Examples):
-    """Images read out of an archive into memory, still encoded."""
+    def take(self, positions: np.ndarray) -> "FileExamples":
+        return FileExamples(*self._taken(positions))
 
-    def __init__(
-        self, names: Sequence[str], labels: Sequence[int], files: dict
-    ):
-        self.names = names
-        self.labels = labels
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, position: int) -> str:
-        return self.names[position]
-
-    def read(self, position: int) -> tuple[bytes, int]:
-        return self.files[self.names[position]], self.labels[position]
-
-
-class Tree:
-    """Folders of classes, on disk or in an archive."""
-
-    def __init__(self, root: str, entries: Callable[[str], list[str] | None]):
-        self.root = root
-        # The visible names in a folder, sorted; None if it is no folder.
-        self.entries = entries
-
-    def class_names(self, split: str) -> list[str]:
-        """The classes of a split: its folders."""
-        folder = f"{self.root}/{split}"
-        inside = self.entries(folder)
-        if inside is None:
-            raise ValueError(
-                "`source` must hold train/ and the folder of the split (for "
-                f"'test', val/ will do). Received: {folder!r}, which is not "
-                "there"
-            )
-        paths = [f"{folder}/{name}" for name in inside]
-        strays = [path for path in paths if self.entries(path) is None]
-        if len(strays) == len(paths):
-            raise ValueError(
-                "`source` must hold, in the folder of a split, a folder for "
-                f"each class. Received: {folder!r}, which has none"
-            )
-        refuse_strays(strays)
-        return inside
-
-    def files(self, split: str) -> tuple[list[str], list[int], list[str]]:
-        """The files of a split, their labels and the names of all classes.
-
-        What has not the suffix of an image is among the files.
-        """
-        if split not in ("train", "test", "val"):
-            raise ValueError(
-                "`split` must be 'train', 'test' or 'val' for a folder. "
-                f"Received: split={split!r}"
-            )
-        if split == "test" and self.entries(f"{self.root}/test") is None:
-            has_val = self.entries(f"{self.root}/val") is not None
-            split = "val" if has_val else split
-        folder = f"{self.root}/{split}"
-        names = self.class_names("train")
-        present = self.class_names(split)
-        if more := [name for name in present if name not in names]:
-            raise ValueError(
-                f"`source` must have the classes of {folder!r} in its train/ "
-                f"too. Received: {listed(more)}"
-            )
-        files: list[str] = []
-        labels: list[int] = []
-        for name in present:
-            of_class = self.entries(f"{folder}/{name}")
-            if not of_class:
-                raise ValueError(
-                    "`source` must hold an image of each class. Received: "
-                    f"{f'{folder}/{name}'!r}, which is empty"
-                )
-            files += [f"{folder}/{name}/{file}" for file in of_class]
-            labels += [names.index(name)] * len(of_class)
-        return files, labels, names
-
-
-def folder_tree(root: str) -> Tree:
-    """The tree of a folder on disk."""
-
-    def entries(folder: str) -> list[str] | None:
-        if not os.path.isdir(folder):
-            return None
-        return sorted(n for n in os.listdir(folder) if not n.startswith("."))
-
-    return Tree(os.path.normpath(root), entries)
-
-
-def refuse_strays(strays: Sequence[str]) -> None:
-    """Raises for what lies where only images and folders of them may."""
-    if strays:
-        raise ValueError(
-            "`source` must hold nothing but images in the folders of classes: "
-            f"{', '.join(SUFFIXES)}. Received: {listed(strays)}"
+    def _taken(
+        self, positions: np.ndarray
+    ) -> tuple[list[str], list[int], list[str]]:
+        return (
+            [self.paths[i] for i in positions],
+            [self.labels[i] for i in positions],
+            [self.keys[i] for i in positions],
         )
 
 
-def open_folder(root: str) -> Source:
-    """Opens a folder of splits."""
-    tree = folder_tree(root)
+class ArchiveExamples(FileExamples):
+    """Images read out of an archive into memory, still encoded."""
 
-    def split(name: str) -> Examples:
-        files, labels, _ = tree.files(name)
-        return FileExamples(files, labels)
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        keys: Sequence[str],
+        files: Mapping[str, bytes],
+    ):
+        super().__init__(paths, labels, keys)
+        self.files = files
 
-    return Source(root, tuple(tree.class_names("train")), split)
+    def size(self, position: int) -> int:
+        return len(self.files[self.paths[position]])
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        return self.files[self.paths[position]], self.labels[position]
+
+    def take(self, positions: np.ndarray) -> "ArchiveExamples":
+        return ArchiveExamples(*self._taken(positions), self.files)
 
 
-def open_archive(path: str) -> Source:
-    """Reads an archive of splits into memory, still encoded."""
+def open_folder(root: str, nested: str | None = None) -> Source:
+    """Opens a folder of splits, of classes, or of images and a CSV file."""
+    root = os.path.normpath(root)
+    names, hidden = list_folder(root)
+
+    def read(name: str) -> bytes:
+        with open(f"{root}/{name}", "rb") as file:
+            return file.read()
+
+    layout = arrange(root, names, read, nested)
+    return _source(root, layout, hidden, FileExamples)
+
+
+def list_folder(root: str) -> tuple[list[str], list[str]]:
+    """Lists a folder with all that is in it.
+
+    Returns:
+        The files, from the folder and with slashes, of empty folders their
+        name and a slash; and what was passed over: hidden ones, and folders
+        that are links to one around them.
+    """
+    names: list[str] = []
+    passed_over: list[str] = []
+
+    def walk(folder: str, prefix: str, around: tuple[str, ...]) -> None:
+        visible = False
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            if is_hidden(entry.name):
+                passed_over.append(name)
+                continue
+            visible = True
+            if not entry.is_dir():
+                names.append(name)
+                continue
+            # Two folders may be links to each other.
+            real = os.path.realpath(entry.path)
+            if real in around:
+                passed_over.append(name)
+            else:
+                walk(entry.path, f"{name}/", (*around, real))
+        if prefix and not visible:
+            names.append(prefix)
+
+    walk(root, "", (os.path.realpath(root),))
+    return names, passed_over
+
+
+def open_archive(path: str, nested: str | None = None) -> Source:
+    """Reads an archive of such a folder into memory, still encoded."""
+    hidden: list[str] = []
+    files: dict[str, bytes] = {}
     try:
-        files = dict(_archived(path))
+        for name, read in _archived(path):
+            parts = [part for part in name.split("/") if part not in ("", ".")]
+            if any(map(is_hidden, parts)):
+                hidden.append("/".join(parts))
+            else:
+                files["/".join(parts)] = read()
     except (
         OSError,
         EOFError,
+        NotImplementedError,  # a compression that is not known
+        RuntimeError,  # a password
         lzma.LZMAError,
         tarfile.TarError,
         zipfile.BadZipFile,
@@ -165,46 +171,76 @@ def open_archive(path: str) -> Source:
             f"`source` must be a whole archive. Received: {path!r}, which "
             f"cannot be read: {error}"
         ) from None
-    folders: dict[str, set[str]] = {}
-    for name in files:
-        parts = name.split("/")
-        for depth in range(len(parts)):
-            folder = "/".join([path, *parts[:depth]])
-            folders.setdefault(folder, set()).add(parts[depth])
-
-    def entries(folder: str) -> list[str] | None:
-        names = folders.get(folder)
-        return None if names is None else sorted(names)
-
-    # What was packed is often the folder itself rather than what is in it.
-    tops = sorted(folders.get(path, ()))
-    inner = len(tops) == 1 and tops[0] not in ("train", "test", "val")
-    tree = Tree(f"{path}/{tops[0]}" if inner else path, entries)
+    layout = arrange(path, list(files), files.__getitem__, nested)
     named = {f"{path}/{name}": content for name, content in files.items()}
 
-    def split(name: str) -> Examples:
-        names, labels, _ = tree.files(name)
-        return ArchiveExamples(names, labels, named)
+    def make(
+        paths: Sequence[str], labels: Sequence[int], keys: Sequence[str]
+    ) -> Examples:
+        return ArchiveExamples(paths, labels, keys, named)
 
-    return Source(path, tuple(tree.class_names("train")), split)
+    return _source(path, layout, hidden, make)
 
 
-def _archived(path: str) -> Iterator[tuple[str, bytes]]:
-    """The visible files of an archive."""
-
-    def visible(name: str) -> str | None:
-        parts = [part for part in name.split("/") if part not in ("", ".")]
-        hidden = any(part.startswith(".") for part in parts)
-        return None if hidden else "/".join(parts)
-
+def _archived(path: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The names of files in an archive, each with what reads it."""
     if path.lower().endswith(".zip"):
         with zipfile.ZipFile(path) as zipped:
             for entry in zipped.infolist():
-                if not entry.is_dir() and (name := visible(entry.filename)):
-                    yield name, zipped.read(entry)
+                name = entry.filename
+                if not entry.flag_bits & 0x800:
+                    # Not marked as UTF-8, which it is all the same from a Mac
+                    # and from Linux.
+                    with contextlib.suppress(UnicodeError):
+                        name = name.encode("cp437").decode()
+                # Some programs on Windows write its separators.
+                name = name.replace("\\", "/")
+                if not name.endswith("/"):
+                    yield name, functools.partial(zipped.read, entry)
         return
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
             content = archive.extractfile(member)
-            if content is not None and (name := visible(member.name)):
-                yield name, content.read()
+            if content is not None:
+                yield member.name.replace("\\", "/"), content.read
+
+
+def _source(
+    root: str,
+    layout: Layout,
+    hidden: Sequence[str],
+    make: Callable[[list[str], list[int], list[str]], Examples],
+) -> Source:
+    """Makes a source of what was found, and warns of what looks wrong."""
+    if left_out := [*layout.left_out, *hidden]:
+        kinds = Counter(os.path.basename(name) for name in left_out)
+        told = [
+            f"{name!r}" if count == 1 else f"{name!r} ({count} times)"
+            for name, count in kinds.most_common(5)
+        ]
+        warnings.warn(
+            f"{root!r}: left out {len(left_out)} files that are no images of a "
+            f"class: {', '.join(told)}{', ...' if len(kinds) > 5 else ''}",
+            stacklevel=5,
+        )
+    names = layout.class_names
+    if len(names) == 1:
+        warnings.warn(
+            f"{root!r} has one class only, {names[0]!r}", stacklevel=5
+        )
+    for split, (_, labels, _) in layout.splits.items():
+        present = set(labels)
+        missing = [n for i, n in enumerate(names) if i not in present]
+        if missing:
+            warnings.warn(
+                f"{root!r}: no image in {split!r} of {listed(missing)}",
+                stacklevel=5,
+            )
+
+    def split(name: str) -> Examples:
+        if name not in layout.splits:
+            raise missing_split(root, [*layout.splits], name)
+        paths, labels, keys = layout.splits[name]
+        return make([f"{root}/{path}" for path in paths], labels, keys)
+
+    return Source(root, names, tuple(layout.splits), split)

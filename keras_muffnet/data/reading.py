@@ -4,6 +4,7 @@ Both readers have the same methods, so that a feed need not know which it has.
 """
 
 import concurrent.futures
+import importlib.util
 import os
 import re
 import sys
@@ -17,13 +18,12 @@ import keras
 import numpy as np
 
 from keras_muffnet._optional import load_optional
-from keras_muffnet.data.decoding import Geometry
 from keras_muffnet.data.decoding import decode_with_pillow
-from keras_muffnet.data.decoding import decode_with_tensorflow
 from keras_muffnet.data.examples import Examples
-from keras_muffnet.data.folders import SUFFIXES
-from keras_muffnet.data.folders import ArchiveExamples
 from keras_muffnet.data.folders import FileExamples
+from keras_muffnet.data.geometry import Geometry
+from keras_muffnet.data.graph_decoding import decode_with_tensorflow
+from keras_muffnet.data.layout import SUFFIXES
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -45,9 +45,8 @@ def refuse_bad(examples: Examples, bad: Bad) -> None:
     ]
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     raise ValueError(
-        "`source` must hold whole JPEG, PNG, GIF or 24-bit BMP images of 1 or "
-        "3 channels, with labels of its classes (or pass on_bad_image='skip')."
-        f" Received: {len(bad)}: {', '.join(shown)}{more}"
+        "`source` must hold whole images, with labels of its classes (or pass "
+        f"on_bad_image='skip'). Received: {len(bad)}: {', '.join(shown)}{more}"
     )
 
 
@@ -114,7 +113,7 @@ class Reader:
 
 def not_images(examples: Examples) -> Bad:
     """Files that need not be opened to be refused."""
-    if not isinstance(examples, (FileExamples, ArchiveExamples)):
+    if not isinstance(examples, FileExamples):
         return {}
     reason = f"its name ends in none of {', '.join(SUFFIXES)}"
     names = map(examples.name, range(len(examples)))
@@ -334,7 +333,7 @@ class TensorFlowReader(Reader):
 def _read_with_tensorflow(examples: Examples) -> Callable:
     import tensorflow as tf
 
-    if isinstance(examples, FileExamples):
+    if type(examples) is FileExamples:
         paths = tf.constant([os.fsencode(path) for path in examples.paths])
         labels = tf.constant(examples.labels, tf.int64)
         return lambda at: (tf.io.read_file(paths[at]), labels[at])
@@ -354,20 +353,50 @@ def _read_with_tensorflow(examples: Examples) -> Callable:
 
 
 def _reason(examples: Examples, position: int, geometry: Geometry) -> str:
-    """What TensorFlow finds wrong with an image that it passed over."""
+    """What is wrong with an image that TensorFlow passed over."""
     import tensorflow as tf
 
     try:
         encoded, _ = examples.read(position)
+        if importlib.util.find_spec("PIL") is not None:
+            # It has the shorter texts, the same without TensorFlow.
+            decode_with_pillow(encoded, geometry)
         decode_with_tensorflow(tf.constant(encoded), geometry)
     except (OSError, ValueError) as error:
         return str(error)
     except tf.errors.OpError as error:
-        text = str(error.message).partition(" [Op:")[0].rpartition("}} ")[2]
-        # What an assertion tells comes as a list of byte strings.
-        told = text.rpartition("Summarized data: ")[2]
-        return " ".join(re.sub(r"b'([^']*)'", r"\1", told).split())
+        return told_by_tensorflow(error)
     return "it could not be read at first"
+
+
+def told_by_tensorflow(error: Exception) -> str:
+    """What an error of TensorFlow says, in a line, without its graph.
+
+    An error that Python raised in a `tf.data` pipeline, such as that of a bad
+    image, comes as its own text again.
+    """
+    text = str(getattr(error, "message", error))
+    if found := re.search(r"^(?:\w*Error): (.*)", text, re.MULTILINE):
+        return found[1].strip()
+    first = text.partition(" [Op:")[0].rpartition("}} ")[2]
+    return " ".join(first.partition("\n")[0].split())
+
+
+def make_reader(
+    backend: str | None = None,
+) -> TensorFlowReader | PillowReader:
+    """Makes the reader of a `backend`; see `make_feed`."""
+    if backend is None:
+        has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+        backend = "tf.data" if has_tensorflow else "arrays"
+    if backend == "tf.data":
+        return TensorFlowReader()
+    if backend == "arrays":
+        return PillowReader()
+    raise ValueError(
+        "`backend` must be 'tf.data', 'arrays' or None. Received: "
+        f"backend={backend!r}"
+    )
 
 
 def with_options(dataset: "tf.data.Dataset") -> "tf.data.Dataset":

@@ -15,6 +15,8 @@ from keras_muffnet._files import written_aside
 from keras_muffnet._optional import load_optional
 from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
+from keras_muffnet.data.examples import missing_split
+from keras_muffnet.data.examples import split_named
 
 # The keys that TensorFlow's own image records have.
 IMAGE_KEY = "image/encoded"
@@ -179,6 +181,10 @@ class RecordExamples(Examples):
         file, record = self._file(position)
         return f"{self.files[file]}, record {record}"
 
+    def key(self, position: int) -> str:
+        file, record = self._file(position)
+        return f"{os.path.basename(self.files[file])}/{record}"
+
     def record(self, position: int) -> bytes:
         """Reads a record as it is."""
         file, record = self._file(position)
@@ -197,6 +203,14 @@ class RecordExamples(Examples):
         return image, label
 
 
+def holds_records(root: str) -> bool:
+    """Whether a folder has a list of classes and files of a split."""
+    names = os.listdir(root)
+    return CLASSES_FILE in names and any(
+        split_named(name.partition("-")[0]) and "-" in name for name in names
+    )
+
+
 def open_records(root: str) -> Source:
     """Opens a folder of TFRecord files."""
     text = (pathlib.Path(root) / CLASSES_FILE).read_text()
@@ -207,20 +221,19 @@ def open_records(root: str) -> Source:
             f"{os.path.join(root, CLASSES_FILE)!r}, which is empty"
         )
 
-    def split(name: str) -> Examples:
-        stands_in = ("test", "val", "validation") if name == "test" else (name,)
-        for prefix in stands_in:
-            found = sorted(pathlib.Path(root).glob(f"{prefix}-*"))
-            if found:
-                files = [str(file) for file in found]
-                positions = [record_positions(file) for file in files]
-                return RecordExamples(files, positions, len(names))
-        raise ValueError(
-            f"`source` must hold TFRecord files {f'{name}-*'!r} for the split "
-            f"{name!r}. Received: {root!r}, which has none"
-        )
+    files: dict[str, list[str]] = {}
+    for file in sorted(pathlib.Path(root).glob("*-*")):
+        if found := split_named(file.name.partition("-")[0]):
+            files.setdefault(found, []).append(str(file))
+    splits = [name for name in ("train", "val", "test") if name in files]
 
-    return Source(root, names, split)
+    def split(name: str) -> Examples:
+        if name not in files:
+            raise missing_split(root, splits, name)
+        positions = [record_positions(file) for file in files[name]]
+        return RecordExamples(files[name], positions, len(names))
+
+    return Source(root, names, tuple(splits), split)
 
 
 def write_records(

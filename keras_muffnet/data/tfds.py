@@ -8,6 +8,7 @@ import numpy as np
 from keras_muffnet._optional import load_optional
 from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
+from keras_muffnet.data.examples import split_named
 from keras_muffnet.data.records import RecordExamples
 from keras_muffnet.data.records import record_positions
 
@@ -84,8 +85,13 @@ def open_tfds(source: str) -> Source:
     """Opens a data set of TensorFlow Datasets."""
     builder, keys, names = tfds_builder(source)
 
+    own = {split_named(name) or name: name for name in builder.info.splits}
+    splits = [name for name in ("train", "val", "test") if name in own]
+
     def split(name: str) -> Examples:
-        files, positions = tfds_records(builder, source, name)
+        files, positions = tfds_records(builder, source, own.get(name, name))
         return RecordExamples(files, positions, len(names), (keys[0], keys[1]))
 
-    return Source(source, names, split)
+    return Source(
+        source, names, (*splits, *sorted(set(own) - set(splits))), split
+    )

@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_muffnet.data.graph_decoding import grey_in_graph
+from keras_muffnet.data.graph_decoding import rgb_with_tensorflow
 from keras_muffnet.preprocessing import center_box
 
 # The most pixels that an image may have: 192 MB once decoded to RGB.
@@ -33,11 +35,12 @@ def decode_images(
 ) -> tf.Tensor:
     """Decodes images and resizes them, as `data.load_images` does.
 
-    An image is decoded to RGB, made grey where `channels` is 1, resized
-    bilinearly with antialiasing, as a whole or its centre, and rounded to
-    whole levels. Transparency is ignored. Works eagerly and in a graph. WebP
-    was tried with TensorFlow 2.21; a TF Serving whose TensorFlow cannot decode
-    it calls such an image damaged and reads all other formats.
+    An image is decoded to RGB as `keras_muffnet.data.decoding` has it, upright
+    and without alpha, made grey where `channels` is 1, resized bilinearly with
+    antialiasing, as a whole or its centre, and rounded to whole levels. Works
+    eagerly and in a graph. WebP was tried with TensorFlow 2.21; a TF Serving
+    whose TensorFlow cannot decode it calls such an image damaged and reads all
+    other formats.
 
     What is wrong with an image is found before any memory is given to its
     pixels, but for damage. Of a GIF only the first frame is read.
@@ -111,20 +114,9 @@ def _decode(
     channels: int,
     crop: float | None,
 ) -> tf.Tensor:
-    # As training decodes them: TensorFlow's default for JPEG is less exact.
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(
-            encoded, channels=3, dct_method="INTEGER_ACCURATE"
-        ),
-        # Always as RGB: not every format is decoded to grey.
-        lambda: tf.io.decode_image(
-            encoded, channels=3, expand_animations=False
-        ),
-    )
-    image.set_shape((None, None, 3))
+    image = rgb_with_tensorflow(encoded, pillow=False)
     if channels == 1:
-        image = tf.image.rgb_to_grayscale(image)
+        image = grey_in_graph(image)
     top = left = 0
     size: Any = (height, width)
     if crop is not None:
@@ -291,7 +283,20 @@ def _first_frame(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     )
     # A descriptor, a palette, a byte, and the pixels.
     end = _blocks_end(data, start + 10 + _palette(data, start + 9) + 1)
-    frame = tf.strings.join([tf.strings.substr(encoded, 0, end), b";"])
+    # By itself, in the upper left corner, and without what stands before it
+    # and says which of its pixels are transparent.
+    frame = tf.strings.join(
+        [
+            tf.strings.substr(encoded, 0, 13 + _palette(data, 10)),
+            b"," + bytes(4),
+            tf.strings.substr(
+                encoded,
+                tf.minimum(start + 5, tf.strings.length(encoded)),
+                tf.maximum(end - start - 5, 0),
+            ),
+            b";",
+        ]
+    )
     return frame, tf.cast(rows, tf.int64), tf.cast(columns, tf.int64)
 
 

@@ -1,8 +1,6 @@
 """Runs `.tflite` files, without TensorFlow."""
 
 import importlib.util
-import io
-import math
 import os
 import pathlib
 import queue
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_muffnet.data.decoding import decode_as_served
 from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert import read_operations
 from keras_muffnet.litert.metadata import read_metadata
@@ -20,7 +19,6 @@ from keras_muffnet.model_server.servable import Servable
 from keras_muffnet.model_server.servable import Signature
 from keras_muffnet.preprocessing import MEAN
 from keras_muffnet.preprocessing import STD
-from keras_muffnet.preprocessing import center_box
 
 _TOP = 5
 _MAX_PIXELS = 64 * 2**20
@@ -156,39 +154,15 @@ class _Decoder:
         return ((pixels - self._mean) / self._std).astype(np.float32)
 
     def _decode(self, index: int, data: bytes) -> np.ndarray:
-        from PIL import Image
-
+        size = (self._height, self._width)
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                if math.prod(image.size) > _MAX_PIXELS:
-                    raise ValueError(
-                        f"at most {_MAX_PIXELS} pixels are taken, it has "
-                        f"{image.width}x{image.height}"
-                    )
-                mode = "L" if self._channels == 1 else "RGB"
-                bands = image.convert(mode).split()
-        # Pillow's readers raise about anything on bytes that are damaged.
-        except Exception as error:
+            return decode_as_served(
+                data, size, self._channels, _MAX_PIXELS, self._crop
+            )
+        except ValueError as error:
             raise invalid_argument(
                 f"image_bytes[{index}] cannot be decoded: {error}"
             ) from error
-        tall, wide, top, left = self._height, self._width, 0, 0
-        if self._crop is not None:
-            columns, rows = (float(side) for side in bands[0].size)
-            tall, wide, top, left = map(
-                int, center_box(np, rows, columns, (tall, wide), self._crop)
-            )
-        # As floats, which are not rounded on the way.
-        resized = [
-            np.asarray(
-                band.convert("F").resize(
-                    (wide, tall), Image.Resampling.BILINEAR
-                )
-            )
-            for band in bands
-        ]
-        pixels = np.rint(np.stack(resized, axis=-1))
-        return pixels[top : top + self._height, left : left + self._width]
 
     def best(self, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the most likely classes' names and their scores."""

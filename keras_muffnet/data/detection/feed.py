@@ -6,7 +6,6 @@ follows from the seed, e and k.
 """
 
 import dataclasses
-import io
 import math
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from keras_muffnet._optional import load_optional
 from keras_muffnet.data.augmentation import permutation
 from keras_muffnet.data.decoding import resized_with_pillow
 from keras_muffnet.data.decoding import rgb_with_pillow
+from keras_muffnet.data.decoding import upright_size
 from keras_muffnet.data.detection.annotations import DetectionExamples
 from keras_muffnet.data.detection.annotations import DetectionSource
 from keras_muffnet.data.detection.annotations import Objects
@@ -443,18 +443,14 @@ def _scanned(
 ) -> _Split:
     """Looks at all annotations of a split and at the sizes of its images."""
     split = _Split(examples, [], [], list(examples.problems), [])
-    pillow = load_optional("PIL.Image", "arrays")
+    load_optional("PIL.Image", "arrays")
 
     def look(position: int) -> tuple[Any, ...] | Problem:
         try:
             # First, so that a missing image is told as such.
             encoded = examples.read(position)
             description = examples.describe(position)
-            try:
-                with pillow.open(io.BytesIO(encoded)) as image:
-                    width, height = image.size
-            except OSError:
-                raise ValueError("it is no image, or a damaged one") from None
+            width, height = upright_size(encoded)
             return (height, width), *checked(description, (height, width))
         except (OSError, ValueError) as error:
             return _problem(examples, position, error)

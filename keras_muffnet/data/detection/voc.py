@@ -12,7 +12,7 @@ from keras_muffnet.data.detection.annotations import DetectionExamples
 from keras_muffnet.data.detection.annotations import DetectionSource
 from keras_muffnet.data.detection.annotations import Problem
 from keras_muffnet.data.detection.annotations import RawObject
-from keras_muffnet.data.folders import SUFFIXES
+from keras_muffnet.data.layout import SUFFIXES
 
 
 class _VocImage(NamedTuple):
