@@ -19,11 +19,14 @@ TENSORFLOW = ["tensorflow>=2.18,<2.22"]
 # TensorFlow Datasets imports importlib_resources without asking for it.
 DATASETS = [
     *TENSORFLOW,
+    "pillow>=11,<14",
     "importlib_resources",
     "tensorflow-datasets>=4.9.10,<5",
 ]
 # Images for training where there is no TensorFlow.
 ARRAYS = ["pillow>=11,<14"]
+# HEIC images, as phones take them.
+HEIF = [*ARRAYS, "pillow-heif>=0.18,<2"]
 # COCO's evaluation; images with boxes, which Pillow decodes.
 DETECTION = [*ARRAYS, "pycocotools>=2.0.11,<3"]
 # Videos for `muffnet detect`.
@@ -63,6 +66,7 @@ COMPLETION = ["shtab>=1.7,<2"]
 ALL = sorted(
     {
         *DATASETS,
+        *HEIF,
         *DETECTION,
         *QUANTIZATION,
         *SERVING,
@@ -114,9 +118,11 @@ setup(
     # interface: hence the upper limit. Keras 3.8 lacks CutMix.
     install_requires=["keras>=3.10,<3.16", "numpy>=2,<3", "packaging>=23"],
     extras_require={
-        "tensorflow": TENSORFLOW,
+        # Pillow decodes what TensorFlow does not.
+        "tensorflow": [*TENSORFLOW, *ARRAYS],
         "datasets": DATASETS,
         "arrays": ARRAYS,
+        "heif": HEIF,
         "detection": DETECTION,
         "video": VIDEO,
         "examples": EXAMPLES,

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -29,8 +30,14 @@ def run(work: Callable[[], int | None], program: str, resumes: str = "") -> int:
     Returns:
         The exit status.
     """
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"{program}: warning: {message}", file=sys.stderr, flush=True)
+
     try:
-        return work() or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            return work() or 0
     except BaseException as error:
         status = report(error, program, resumes)
         if status is None:

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from keras_muffnet.cli import common
+from keras_muffnet.data.layout import SUFFIXES
 
-IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 VIDEOS = (".avi", ".mkv", ".mov", ".mp4", ".webm")
 # Frames that are looked at a time.
 BATCH = 8
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"input must exist. Received: {args.input}")
     suffix = args.input.suffix.lower()
     is_video = suffix in VIDEOS
-    if not args.input.is_dir() and suffix not in (*IMAGES, *VIDEOS):
+    if not args.input.is_dir() and suffix not in (*SUFFIXES, *VIDEOS):
         raise ValueError(
-            f"input must be a folder or end in {', '.join(IMAGES + VIDEOS)}. "
+            f"input must be a folder or end in {', '.join(SUFFIXES + VIDEOS)}. "
             f"Received: {args.input}"
         )
     detector = load_detector(args.model)
@@ -94,7 +94,7 @@ def pictures(
     if not source.is_dir():
         yield source, output
         return
-    paths = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGES)
+    paths = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"input must hold images. Received: {source}")
     for path in paths:
@@ -105,15 +105,12 @@ def mark_picture(
     path: pathlib.Path, target: pathlib.Path, mark: Any, threshold: float
 ) -> None:
     """Writes an image with boxes, and prints them."""
-    from PIL import Image
-    from PIL import ImageOps
-
     from keras_muffnet._files import written_aside
+    from keras_muffnet.data.decoding import rgb_with_pillow
 
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except OSError as error:
+        image = rgb_with_pillow(path.read_bytes())
+    except ValueError as error:
         raise ValueError(
             f"input must hold whole images. Received: {path} ({error})"
         ) from error

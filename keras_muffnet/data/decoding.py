@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_muffnet._optional import install_command
 from keras_muffnet._optional import load_optional
 from keras_muffnet.data.exif import ORIENTATION
 from keras_muffnet.data.exif import orientation
@@ -204,8 +205,11 @@ def _open(encoded: bytes) -> tuple[Any, int]:
     known = _formats()
     kind = _kind_of_heif(encoded)
     if kind and kind not in known:
-        package = {"AVIF": "pillow>=11.3", "HEIF": "keras-muffnet[heif]"}[kind]
-        raise ValueError(f'it is {kind}, which needs: pip install "{package}"')
+        needed = {
+            "AVIF": 'pip install "pillow>=11.3"',
+            "HEIF": install_command("heif"),
+        }
+        raise ValueError(f"it is {kind}, which needs: {needed[kind]}")
     try:
         image = pillow.open(io.BytesIO(encoded), formats=known)
         if image.format in ("JPEG", "MPO", "PNG", "WEBP"):

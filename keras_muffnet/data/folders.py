@@ -228,12 +228,12 @@ def _source(
         warnings.warn(
             f"{root!r} has one class only, {names[0]!r}", stacklevel=5
         )
-    for split, (_, labels, _) in layout.splits.items():
+    for name, (_, labels, _) in layout.splits.items():
         present = set(labels)
         missing = [n for i, n in enumerate(names) if i not in present]
         if missing:
             warnings.warn(
-                f"{root!r}: no image in {split!r} of {listed(missing)}",
+                f"{root!r}: no image in {name!r} of {listed(missing)}",
                 stacklevel=5,
             )
 

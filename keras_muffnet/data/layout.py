@@ -243,7 +243,7 @@ class _Arranger:
                 self.left_out += (
                     [path] if inside is None else _files(inside, f"{path}/")
                 )
-        splits = {}
+        splits: dict[str, dict[str, list[str]]] = {}
         for split in ("train", "val", "test"):
             if split in found:
                 folder = self.root[found[split]]
