@@ -246,6 +246,12 @@ def test_export_of_litert_files(small_classifier, tmp_path, muffnet):
     assert copy.read_bytes() == path.read_bytes()
     assert "must be a .keras file" in muffnet(*again, status=1)
     assert len(list(base.iterdir())) == 2
+    muffnet(
+        *("export", "--model", folder / "m.keras", "--format", "both"),
+        *("--labels", folder / "labels.txt", "--output", base),
+    )
+    assert (base / "3" / "model.tflite").read_bytes() == path.read_bytes()
+    assert (base / "3" / "saved_model.pb").exists()
 
 
 def test_export_from_weights(tmp_path, muffnet, monkeypatch):

@@ -14,9 +14,11 @@ from PIL import Image
 
 from keras_muffnet import quantization
 from keras_muffnet.export import export_litert
+from keras_muffnet.export import export_saved_model
 from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert.metadata import embed_metadata
 from keras_muffnet.model_server import ModelServer
+from keras_muffnet.model_server.loader import load
 
 LABELS = ["cat", "dog", "bird"]
 
@@ -209,6 +211,7 @@ import json, sys, urllib.request
 for name in ("tensorflow", "tensorflow_serving", "tf_keras"):
     sys.modules[name] = None
 from keras_muffnet.model_server import ModelServer
+from keras_muffnet.model_server.loader import load
 with ModelServer({path!r}, model_name="m", runtime="litert") as server:
     with urllib.request.urlopen(server.url + "/v1/models/m") as response:
         print(json.load(response)["model_version_status"][0]["state"])
@@ -242,3 +245,145 @@ def test_folders_that_are_refused(models, tmp_path, files, text):
             shutil.copy(models / "int8" / "1" / "model.tflite", path)
     with pytest.raises(ValueError, match=text):
         ModelServer(tmp_path, runtime="litert").__enter__()
+
+
+# Versions that hold a SavedModel and a file.
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Versions of one SavedModel: a file of the same model, and of others."""
+    folder = tmp_path_factory.mktemp("both")
+    model = make_model("softmax")
+    for number, (net, mean) in enumerate(
+        [
+            (model, 128),
+            (make_model(None), 128),  # without the softmax
+            (model, 100),  # other pixels
+        ],
+        start=1,
+    ):
+        path = export_litert(net, folder / "m.tflite")
+        path.write_bytes(
+            embed_metadata(
+                path.read_bytes(), name="m", labels=LABELS, mean=mean, std=128
+            )
+        )
+        version = export_saved_model(
+            model, folder / "m", labels=LABELS, litert=path
+        )
+        assert version.name == str(number)
+    return folder / "m"
+
+
+def runs_of(path, caplog):
+    """The servable, and the signatures that LiteRT runs."""
+    caplog.clear()
+    with caplog.at_level("INFO", "keras_muffnet.model_server.loader"):
+        servable = load(path, "m", int(path.name))
+    found = [text for text in caplog.messages if "LiteRT runs" in text]
+    return servable, {text.split()[-1] for text in found}
+
+
+def test_both_signatures_run_by_litert(both, caplog):
+    servable, fast = runs_of(both / "1", caplog)
+    assert fast == {"serving_default", "serving_bytes"}
+    slow = load(both / "1", "m", 1, runtime="tensorflow")
+    assert servable.signature_defs == slow.signature_defs
+    file = LiteRTModel(both / "1" / "model.tflite")
+    images = (noise(5, 8, 6, 3) / np.float32(128) - 1).astype("float32")
+    pictures = [base64.b64decode(encode(noise(8, 6, 3))["b64"])] * 5
+    for key, name, array in (
+        ("serving_default", "images", images),
+        ("serving_bytes", "image_bytes", np.array(pictures, object)),
+    ):
+        got, expected = (
+            one.run(one.signature(key), {name: array})
+            for one in (servable, slow)
+        )
+        assert list(got) == list(expected)
+        for output, value in got.items():
+            assert value.shape == expected[output].shape
+            if value.dtype == object:
+                assert (value == expected[output]).all()
+            else:
+                np.testing.assert_allclose(value, expected[output], rtol=1e-4)
+        if name == "images":
+            # To the last bit, which TensorFlow is not.
+            predicted = file.predict(images)
+            np.testing.assert_array_equal(got["predictions"], predicted)
+    for one in (servable, slow):
+        one.close()
+
+
+def test_shapes_that_the_file_does_not_take_run_by_tensorflow(both, caplog):
+    servable, _ = runs_of(both / "1", caplog)
+    signature = servable.signature("serving_default")
+    larger = np.zeros((2, 16, 12, 3), "float32")
+    got = servable.run(signature, {"images": larger})
+    assert got["predictions"].shape == (2, 3)
+    servable.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("2", set()), ("3", {"serving_default"})]
+)
+def test_files_of_other_answers_are_left(both, caplog, version, expected):
+    servable, fast = runs_of(both / version, caplog)
+    assert fast == expected
+    servable.close()
+
+
+def test_a_file_that_litert_cannot_serve_is_left(both, tmp_path, caplog):
+    shutil.copytree(both / "1", tmp_path / "1")
+    (tmp_path / "1" / "model.tflite").write_bytes(b"no model")
+    servable, fast = runs_of(tmp_path / "1", caplog)
+    assert not fast
+    assert "runs by TensorFlow" in caplog.text
+    servable.close()
+
+
+def test_a_file_to_export_with_must_be_one(tmp_path):
+    (tmp_path / "m.tflite").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"`litert` must be a \.tflite file"):
+        export_saved_model(
+            make_model(None), tmp_path / "m", litert=tmp_path / "m.tflite"
+        )
+    assert not (tmp_path / "m").exists()
+
+
+def test_grpc(models, name, file):
+    predict_pb2 = pytest.importorskip("tensorflow_serving.apis.predict_pb2")
+    import grpc
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+    images = ((noise(3, 8, 6, 3) - 128.0) / 128).astype(np.float32)
+    picture = base64.b64decode(encode(noise(8, 6, 3))["b64"])
+    with (
+        ModelServer(models / name, model_name=name, grpc_port=0) as server,
+        grpc.insecure_channel(f"localhost:{server.grpc_port}") as channel,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = name
+        request.inputs["images"].CopyFrom(tf.make_tensor_proto(images))
+        answer = stub.Predict(request).outputs["predictions"]
+        np.testing.assert_allclose(
+            tf.make_ndarray(answer), file.predict(images), rtol=1e-6
+        )
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = name
+        request.model_spec.signature_name = "serving_bytes"
+        request.inputs["image_bytes"].CopyFrom(
+            tf.make_tensor_proto([picture] * 3)
+        )
+        outputs = stub.Predict(request).outputs
+        assert set(outputs) == {"classes", "predictions", "scores"}
+        classes = tf.make_ndarray(outputs["classes"])
+        assert classes.shape == (3, 3)
+        assert {label.decode() for label in classes[0]} == set(LABELS)
+        request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([b"no"]))
+        with pytest.raises(grpc.RpcError, match="cannot be decoded") as caught:
+            stub.Predict(request)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -8,7 +8,9 @@ r"""Exports a trained model as the next version of a TF Serving model.
 
 The output is the model's base path; the version written is one above those
 that are there. With --format litert a float LiteRT file is written, or an
-existing one, such as `muffnet quantize` writes, is copied as it is.
+existing one, such as `muffnet quantize` writes, is copied as it is. With
+--format both the version holds a SavedModel and a LiteRT file, which
+`muffnet serve` runs several times faster, and TF Serving the SavedModel.
 """
 
 import argparse
@@ -32,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_normalization_argument(parser)
     parser.add_argument(
-        "--format", choices=("saved_model", "litert"), default="saved_model"
+        "--format",
+        choices=("saved_model", "litert", "both"),
+        default="saved_model",
     )
     parser.add_argument(
         "--output",
@@ -87,36 +91,40 @@ def export(args: argparse.Namespace) -> pathlib.Path:
     if args.labels:
         names = tuple(common.read_labels(args.labels))
     known = dataclasses.replace(known, class_names=names)
-    if args.format == "litert":
-        return export_litert_version(model, known, args.output)
-    if known != preprocessing_of(model):
-        model = with_preprocessing(model, known)
-    return export_saved_model(
-        model, args.output, labels=known.class_names or None
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        litert = None
+        if args.format != "saved_model":
+            litert = write_litert(model, known, pathlib.Path(scratch))
+        if litert is not None and args.format == "litert":
+            return publish_litert(litert, args.output)
+        if known != preprocessing_of(model):
+            model = with_preprocessing(model, known)
+        return export_saved_model(
+            model,
+            args.output,
+            labels=known.class_names or None,
+            litert=litert,
+        )
 
 
-def export_litert_version(
-    model: Any, known: Preprocessing, base_path: pathlib.Path
+def write_litert(
+    model: Any, known: Preprocessing, folder: pathlib.Path
 ) -> pathlib.Path:
-    """Writes a float LiteRT file with metadata as the next version."""
+    """Writes a float LiteRT file, with metadata where it has one output."""
     from keras_muffnet.detection.ssd import is_detector
     from keras_muffnet.export import export_litert
-    from keras_muffnet.export import publish_litert
     from keras_muffnet.litert.metadata import embed_metadata
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = export_litert(model, pathlib.Path(folder) / "model.tflite")
-        if is_detector(model):
-            # Metadata is of models with one output.
-            return publish_litert(path, base_path)
-        content = embed_metadata(
-            path.read_bytes(),
-            name=model.name,
-            labels=known.class_names or None,
-            mean=known.mean,
-            std=known.std,
-            crop=known.crop,
-        )
-        path.write_bytes(content)
-        return publish_litert(path, base_path)
+    path = export_litert(model, folder / "model.tflite")
+    if is_detector(model):
+        return path
+    content = embed_metadata(
+        path.read_bytes(),
+        name=model.name,
+        labels=known.class_names or None,
+        mean=known.mean,
+        std=known.std,
+        crop=known.crop,
+    )
+    path.write_bytes(content)
+    return path

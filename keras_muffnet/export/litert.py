@@ -21,7 +21,7 @@ from keras_muffnet.litert import read_operations
 # slower.
 _UNFROZEN = {"VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"}
 # What TF Serving looks for in a version's folder.
-_FILE = "model.tflite"
+FILE = "model.tflite"
 
 
 def export_litert(
@@ -112,13 +112,18 @@ def publish_litert(
         OSError: if the file cannot be read.
         ValueError: if it is no LiteRT file.
     """
+    check_litert(path)
+    return write_version(
+        base_path, lambda folder: shutil.copyfile(path, folder / FILE)
+    )
+
+
+def check_litert(path: str | os.PathLike[str], name: str = "path") -> None:
+    """Raises `ValueError` for what is no LiteRT file, with the argument."""
     with open(path, "rb") as file:
         start = file.read(8)
     if start[4:] != b"TFL3":
         raise ValueError(
-            "`path` must be a .tflite file. "
+            f"`{name}` must be a .tflite file. "
             f"Received: {os.fspath(path)!r}, which starts with {start!r}"
         )
-    return write_version(
-        base_path, lambda folder: shutil.copyfile(path, folder / _FILE)
-    )

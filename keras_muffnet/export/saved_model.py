@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from keras_muffnet.export.detection import Tensors
 from keras_muffnet.export.detection import finding
 from keras_muffnet.export.detection import naming_found
 from keras_muffnet.export.inference import make_inference_fn
+from keras_muffnet.export.litert import FILE
+from keras_muffnet.export.litert import check_litert
 from keras_muffnet.export.model_card import model_card
 from keras_muffnet.export.warm_up import write_warm_up
 from keras_muffnet.graph import trace
@@ -49,6 +52,7 @@ def export_saved_model(
     preprocess: Callable[[tf.Tensor], tf.Tensor] | None = None,
     max_pixels: int = MAX_PIXELS,
     fold: bool = True,
+    litert: str | os.PathLike[str] | None = None,
 ) -> pathlib.Path:
     """Writes a model as the next version below a TF Serving base path.
 
@@ -102,6 +106,9 @@ def export_saved_model(
             the same up to rounding. What the model's graph does not allow
             stays as it is, and the model card tells so. With False the
             SavedModel has all layers, with variables.
+        litert: a LiteRT file of the same model, to be put beside it as
+            `model.tflite`; see `export_litert`. This package's model server
+            runs it where it gives the same answers.
 
     Returns:
         The folder written, `base_path/N`; N is as `files.write_version`
@@ -120,6 +127,8 @@ def export_saved_model(
         _check_classes(model, labels, top_k)
         known = dataclasses.replace(known, class_names=tuple(labels))
     about = known.describe()
+    if litert is not None:
+        check_litert(litert, "litert")
     if preprocess is None:
         preprocess = known.scale
     else:
@@ -158,6 +167,8 @@ def export_saved_model(
                 encoded = tf.TensorSpec((None,), tf.string, name="image_bytes")
                 archive.add_endpoint("serving_bytes", serve, [encoded])
             archive.write_out(str(folder), verbose=False)
+        if litert is not None:
+            shutil.copyfile(litert, folder / FILE)
         extra = folder / "assets.extra"
         extra.mkdir()
         (extra / "config.json").write_text(model.to_json(indent=2))

@@ -98,7 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "tensorflow", "litert"),
         default="auto",
         help="what runs the models: SavedModels by TensorFlow, .tflite files "
-        "by LiteRT (default: what a version's folder holds)",
+        "by LiteRT (default: what a version's folder holds; of both, LiteRT "
+        "where it gives the same answers)",
     )
     _switch(
         models, "prefer_tflite_model", "serve a .tflite file where there is one"

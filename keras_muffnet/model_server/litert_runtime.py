@@ -4,8 +4,11 @@ import importlib.util
 import os
 import pathlib
 import queue
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -68,14 +71,19 @@ def load_litert(
         decode = _Decoder(files[0], runner.input_shape)
         outputs = dict(scores)
         if decode.labels is not None:
-            outputs["classes"] = ("DT_STRING", [-1, decode.top])
-            outputs["scores"] = ("DT_FLOAT", [-1, decode.top])
+            # By name, as TensorFlow gives them.
+            outputs = {
+                "classes": ("DT_STRING", [-1, decode.top]),
+                **scores,
+                "scores": ("DT_FLOAT", [-1, decode.top]),
+            }
 
         def run(image_bytes: np.ndarray) -> list[np.ndarray]:
-            predictions = runner.predict(decode(image_bytes))
+            predictions = runner.predict(decode(image_bytes, runner.map))
             if decode.labels is None:
                 return [predictions]
-            return [predictions, *decode.best(predictions)]
+            names, best = decode.best(predictions)
+            return [names, predictions, best]
 
         signatures["serving_bytes"] = Signature(
             {"image_bytes": "string"}, tuple(outputs), run
@@ -83,7 +91,7 @@ def load_litert(
         definitions["serving_bytes"] = _signature_def(
             {"image_bytes": ("DT_STRING", [-1])}, outputs
         )
-    return Servable(name, version, signatures, definitions, lambda: None)
+    return Servable(name, version, signatures, definitions, runner.close)
 
 
 def _signature_def(
@@ -141,14 +149,24 @@ class _Decoder:
         names = [operation.name for operation in read_operations(content)]
         self._has_probabilities = "SOFTMAX" in names[-2:]
 
-    def __call__(self, image_bytes: np.ndarray) -> np.ndarray:
-        """Decodes, resizes (bilinearly, with antialiasing), crops, scales."""
+    def __call__(
+        self, image_bytes: np.ndarray, run_all: Callable[..., Iterable]
+    ) -> np.ndarray:
+        """Decodes, resizes (bilinearly, with antialiasing), crops, scales.
+
+        Args:
+            image_bytes: The images.
+            run_all: As `map`; may run several at a time.
+        """
         if image_bytes.ndim != 1:
             raise invalid_argument(
                 "Expected `image_bytes` of shape (batch,). "
                 f"Received: shape {image_bytes.shape}"
             )
-        images = [self._decode(k, data) for k, data in enumerate(image_bytes)]
+        if len(image_bytes) < 2:
+            run_all = map
+        numbers = range(len(image_bytes))
+        images = list(run_all(self._decode, numbers, image_bytes))
         shape = (-1, self._height, self._width, self._channels)
         pixels = np.array(images, np.float32).reshape(shape)
         return ((pixels - self._mean) / self._std).astype(np.float32)
@@ -181,19 +199,35 @@ class _Runner:
 
     def __init__(self, path: pathlib.Path):
         self._idle: queue.SimpleQueue[LiteRTModel] = queue.SimpleQueue()
+        self._count = os.cpu_count() or 1
         try:
-            models = [LiteRTModel(path) for _ in range(os.cpu_count() or 1)]
+            models = [LiteRTModel(path) for _ in range(self._count)]
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"Expected a .tflite file in {path}. Received: {error}"
             ) from error
         for model in models:
             self._idle.put(model)
+        self._pool = ThreadPoolExecutor(self._count, "litert")
         self.input_shape = models[0].input_shape
         zeros = np.zeros(self.input_shape, np.float32)
         self.output_shape = self.predict(zeros).shape[1:]
 
     def predict(self, images: np.ndarray) -> np.ndarray:
+        """Answers a batch, a share of it by each interpreter."""
+        if images.shape[1:] != self.input_shape[1:] or len(images) < 2:
+            return self._predict(images)
+        shares = np.array_split(images, min(self._count, len(images)))
+        return np.concatenate(list(self._pool.map(self._predict, shares)))
+
+    def map(self, function: Callable[..., Any], *values: Iterable) -> Iterable:
+        """As Python's, but that the calls run at a time."""
+        return self._pool.map(function, *values)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def _predict(self, images: np.ndarray) -> np.ndarray:
         model = self._idle.get()
         try:
             return model.predict(images)

@@ -67,7 +67,8 @@ class ModelServer:
         grpc_port: TCP port of gRPC; 0 picks a free one, None has none.
         host: Address to listen on.
         runtime: `"tensorflow"` serves SavedModels, `"litert"` `.tflite` files,
-            `"auto"` what a version's folder holds.
+            `"auto"` what a version's folder holds; of one that holds both
+            LiteRT runs what it can, where it gives the same answers.
         enable_batching: Whether requests of several clients are joined.
         batching_parameters_file: A text proto `BatchingParameters`, for
             `enable_batching`.
