@@ -1,5 +1,7 @@
 """Walks the graph of a Keras model: which layer is called on which tensors."""
 
+import inspect
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -20,6 +22,8 @@ class Call(NamedTuple):
         outputs: its output tensors.
         args: all it was called with by position, constants included.
         kwargs: all it was called with by name.
+        name: the operation's. That of a function in a layer that was opened is
+            made from the layer's, and so the same each time.
     """
 
     operation: Any
@@ -27,6 +31,7 @@ class Call(NamedTuple):
     outputs: list[KerasTensor]
     args: Sequence[Any]
     kwargs: dict[str, Any]
+    name: str = ""
 
 
 class Graph(NamedTuple):
@@ -48,6 +53,7 @@ class Graph(NamedTuple):
 def trace(
     model: keras.Model,
     input_shapes: Sequence[Sequence[int | None]] | None = None,
+    opens: Callable[[Any], bool] | None = None,
 ) -> Graph:
     """Follows tensors' shapes through a model; nothing is computed.
 
@@ -55,6 +61,10 @@ def trace(
         model: a functional or a built sequential model.
         input_shapes: shapes of the inputs to follow, batch axis included, in
             place of the model's own.
+        opens: says of a layer whether the calls inside it are to stand in its
+            place. They do where its `call` consists of Keras's layers and
+            functions. Models that are neither functional nor sequential are
+            opened too. None opens no layer.
 
     Returns:
         A `Graph`. Its tensors are symbolic, with a shape and a dtype.
@@ -75,9 +85,9 @@ def trace(
         KerasTensor(shape, dtype=x.dtype, name=x.name)
         for shape, x in zip(shapes, model.inputs, strict=True)
     ]
-    calls: list[Call] = []
-    outputs = _trace_model(model, inputs, calls)
-    return Graph(inputs, _leading_to(outputs, calls), outputs)
+    tracer = _Tracer(opens)
+    outputs = tracer.trace_model(model, inputs)
+    return Graph(inputs, _leading_to(outputs, tracer.calls), outputs)
 
 
 def _leading_to(
@@ -101,52 +111,102 @@ def _fits(shapes: list[tuple], own: list[tuple]) -> bool:
     )
 
 
-def _check_traceable(model: Any) -> None:
+def _is_traceable(model: Any) -> bool:
     sequential = isinstance(model, keras.Sequential) and model.built
     # Keras exports no class of functional models. Its nodes are not public
     # either: setup.py admits the versions of Keras that were tested. A
     # subclass with a `call` of its own does what its nodes do not tell.
     known = sequential or hasattr(model, "_nodes_by_depth")
-    if not known or not type(model).call.__module__.startswith("keras."):
+    return known and type(model).call.__module__.startswith("keras.")
+
+
+def _check_traceable(model: Any) -> None:
+    if not _is_traceable(model):
         raise ValueError(
             "`model` must be a functional or a built sequential Keras model. "
             f"Received: {model!r}"
         )
 
 
-def _trace_model(
-    model: keras.Model, inputs: list[KerasTensor], calls: list[Call]
-) -> list[KerasTensor]:
-    if isinstance(model, keras.Sequential):
-        tensors = inputs
-        for layer in model.layers:
-            tensors = _trace_call(layer, tensors, {}, calls)
-        return tensors
-    found = dict(zip(map(id, model.inputs), inputs, strict=True))
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            args, kwargs = node.arguments.fill_in(found)
-            outputs = _trace_call(node.operation, args, kwargs, calls)
-            found.update(zip(map(id, node.outputs), outputs, strict=True))
-    return [found[id(x)] for x in model.outputs]
+class _Tracer:
+    """Collects the calls of a model and of the models and layers inside it."""
+
+    def __init__(self, opens: Callable[[Any], bool] | None) -> None:
+        self.opens = opens
+        self.calls: list[Call] = []
+        # The layers that are open at present, the innermost last, each with
+        # the number of functions met in it.
+        self.open_layers: list[list[Any]] = []
+
+    def trace_model(
+        self, model: keras.Model, inputs: list[KerasTensor]
+    ) -> list[KerasTensor]:
+        if isinstance(model, keras.Sequential):
+            tensors = inputs
+            for layer in model.layers:
+                tensors = self.trace_call(layer, tensors, {})
+            return tensors
+        found = dict(zip(map(id, model.inputs), inputs, strict=True))
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                if node.is_input:
+                    continue
+                args, kwargs = node.arguments.fill_in(found)
+                outputs = self.trace_call(node.operation, args, kwargs)
+                found.update(zip(map(id, node.outputs), outputs, strict=True))
+        return [found[id(x)] for x in model.outputs]
+
+    def trace_call(
+        self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> list[KerasTensor]:
+        inputs = _tensors_in([args, kwargs])
+        if isinstance(operation, keras.Model) and (
+            self.opens is None or _is_traceable(operation)
+        ):
+            _check_traceable(operation)
+            return self.trace_model(operation, inputs)
+        is_layer = isinstance(operation, keras.layers.Layer)
+        if is_layer and self.opens is not None and self.opens(operation):
+            inner = _open(operation, args, kwargs)
+            if inner is not None:
+                self.open_layers.append([operation.name, 0])
+                outputs = self.trace_model(inner, inputs)
+                self.open_layers.pop()
+                return outputs
+        name = operation.name
+        if self.open_layers and not is_layer:
+            innermost = self.open_layers[-1]
+            innermost[1] += 1
+            name = f"{innermost[0]}_op{innermost[1]}"
+        spec = operation.compute_output_spec(*args, **kwargs)
+        outputs = keras.tree.flatten(spec)
+        self.calls.append(Call(operation, inputs, outputs, args, kwargs, name))
+        return outputs
 
 
-def _trace_call(
-    operation: Any,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    calls: list[Call],
-) -> list[KerasTensor]:
-    inputs = [
-        x
-        for x in keras.tree.flatten([args, kwargs])
-        if isinstance(x, KerasTensor)
-    ]
-    if isinstance(operation, keras.Model):
-        _check_traceable(operation)
-        return _trace_model(operation, inputs, calls)
-    outputs = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
-    calls.append(Call(operation, inputs, outputs, args, kwargs))
-    return outputs
+def _tensors_in(structure: Any) -> list[KerasTensor]:
+    flat = keras.tree.flatten(structure)
+    return [x for x in flat if isinstance(x, KerasTensor)]
+
+
+def _open(
+    layer: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> keras.Model | None:
+    """A model of what a layer's `call` does, if Keras can follow it."""
+    inputs: list[KerasTensor] = []
+
+    def as_input(x: Any) -> Any:
+        if not isinstance(x, KerasTensor):
+            return x
+        inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype))
+        return inputs[-1]
+
+    args, kwargs = keras.tree.map_structure(as_input, (list(args), kwargs))
+    if "training" in inspect.signature(layer.call).parameters:
+        kwargs = {**kwargs, "training": False}
+    try:
+        outputs = keras.tree.flatten(layer.call(*args, **kwargs))
+        # A constant, or a tensor that Keras did not follow, has no history.
+        return keras.Model(inputs, outputs)
+    except Exception:  # whatever code of others does with symbolic tensors
+        return None

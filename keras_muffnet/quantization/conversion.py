@@ -138,10 +138,10 @@ def _convert(
     # Holding the variables, not the model, saves nothing but this function:
     # tf_keras would add one or more for every layer, which takes a minute.
     module = tf.Module()
-    signature = serve.get_concrete_function()
-    module.used = signature.variables
+    function = serve.get_concrete_function()
+    module.used = function.variables
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=signature)
+        tf.saved_model.save(module, folder, signatures=function)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         configure(converter)
         content = converter.convert()

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 
 from keras_muffnet.graph import trace
+from keras_muffnet.quantization.lowering import is_unknown
 
 
 class Ends(NamedTuple):
@@ -30,7 +31,7 @@ class Ends(NamedTuple):
 
 def read_ends(model: keras.Model) -> Ends:
     """Reads the ends of a functional or a built sequential model."""
-    graph = trace(model)
+    graph = trace(model, opens=is_unknown)
     read = {id(x) for call in graph.calls for x in call.inputs}
     makers = {
         id(x): call.operation for call in graph.calls for x in call.outputs

@@ -12,7 +12,8 @@ from keras import layers
 from keras import ops
 
 from keras_muffnet.layers import ChannelSlice
-from keras_muffnet.quantization.plan import INPUT_RANGE
+from keras_muffnet.quantization.keras_operations import OPERATIONS
+from keras_muffnet.quantization.keras_operations import Operation
 from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import Range
 from keras_muffnet.quantization.plan import assemble
@@ -20,6 +21,7 @@ from keras_muffnet.quantization.plan import ends_to_add
 from keras_muffnet.quantization.plan import layer_settings
 from keras_muffnet.quantization.ranges import LEAST_TO_BIAS
 from keras_muffnet.quantization.ranges import LEAST_WEIGHT
+from keras_muffnet.quantization.steps import INPUT_RANGE
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
 
@@ -82,6 +84,8 @@ class FakeQuantized(layers.Wrapper):
             kernel = kernel * ops.stop_gradient(kept)
         per_channel = self.per_channel and not self._is_small_dense()
         shape = kernel.shape
+        if isinstance(self.layer, layers.Conv2DTranspose):
+            return _rounded_by_hand(kernel, bias, self.weight_bits, per_channel)
         if isinstance(self.layer, layers.DepthwiseConv2D):
             # The channels must be on one axis, the last.
             kernel = ops.reshape(kernel, (*shape[:2], 1, -1))
@@ -134,6 +138,25 @@ class FakeQuantized(layers.Wrapper):
             "output_range": self.output_range,
             "per_channel": self.per_channel,
         }
+
+
+def _rounded_by_hand(
+    kernel: Any, bias: Sequence[Any], bits: int, per_channel: bool
+) -> Any:
+    """Rounds a transposed convolution's kernel, `(h, w, out, in)`.
+
+    The converter knows no fake quantization of it by channel. It finds the
+    scales itself in what is rounded already.
+    """
+    axes = (0, 1, 3) if per_channel else None
+    limit = ops.max(ops.abs(kernel), axis=axes, keepdims=True)
+    for b in bias:
+        least = ops.abs(ops.convert_to_tensor(b)) * LEAST_TO_BIAS
+        least = least[:, None] if per_channel else ops.max(least)
+        limit = ops.maximum(limit, least)
+    scale = ops.maximum(limit, LEAST_WEIGHT) / (2 ** (bits - 1) - 1)
+    rounded = ops.round(kernel / scale) * scale
+    return kernel + ops.stop_gradient(rounded - kernel)
 
 
 @contextlib.contextmanager
@@ -304,7 +327,7 @@ def calibrate(
     watched.compile(jit_compile=keras.backend.backend() == "jax")
     found = watched.predict(images, batch_size=32, verbose=verbose)
     found = np.asarray(found if len(quantized) > 1 else [found])
-    count = -(-len(images) // 100)
+    count = -(-found.shape[1] // 100)
     batches = np.array_split(found, count, axis=1)
     low = np.mean([batch[..., 0].min(axis=1) for batch in batches], axis=0)
     high = np.mean([batch[..., 1].max(axis=1) for batch in batches], axis=0)
@@ -331,8 +354,14 @@ def _connect(
         layer.set_weights(step.weights)
         return x
 
-    images = keras.Input(plan.input_shape, name=plan.ends.input_names[0])
-    return images, assemble(plan, images, call)
+    inputs = [
+        keras.Input(shape, name=name)
+        for shape, name in zip(
+            plan.input_shapes, plan.ends.input_names, strict=True
+        )
+    ]
+    tensors = assemble(plan, inputs, call)
+    return inputs if len(inputs) > 1 else inputs[0], tensors
 
 
 def _make_layer(
@@ -340,13 +369,16 @@ def _make_layer(
 ) -> layers.Layer:
     is_kernel = step.kind in KERNELS
     name = step.layer_name if is_kernel else step.name
-    kind = _KINDS.get(step.kind) or getattr(layers, step.kind)
     output_range = None
     if ranges is not None and step.range is not None:
         output_range = ranges[step.range]
     settings = layer_settings(step, quantized=output_range is not None)
     # Whatever the global policy: lower precisions are not converted.
-    layer = kind(name=name, dtype="float32", **settings)
+    if step.kind in OPERATIONS:
+        layer = Operation(step.kind, settings, name=name, dtype="float32")
+    else:
+        kind = _KINDS.get(step.kind) or getattr(layers, step.kind)
+        layer = kind(name=name, dtype="float32", **settings)
     if ranges is None or not (is_kernel or output_range):
         return layer
     return FakeQuantized(

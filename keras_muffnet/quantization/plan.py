@@ -7,7 +7,9 @@ quantization inside it would keep the converter from folding it.
 Slicing, concatenating and max-pooling move integers without changing them, so
 all they join must have the same scale. Those tensors form a group with one
 range, and every unit that feeds the group quantizes its output with it.
-Otherwise the converter has to insert a requantization at each such place.
+Otherwise the converter has to insert a requantization at each such place. One
+is left where a sigmoid, or another output of a prescribed range, is joined with
+what has a range of its own.
 """
 
 import difflib
@@ -21,7 +23,6 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_muffnet.graph import trace
 from keras_muffnet.quantization.ends import Ends
 from keras_muffnet.quantization.ends import read_ends
 from keras_muffnet.quantization.lowering import lower
@@ -29,7 +30,6 @@ from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Rewriting
 from keras_muffnet.quantization.steps import Step
 from keras_muffnet.quantization.steps import count_readers
-from keras_muffnet.quantization.steps import refuse
 
 Range = tuple[float, float]
 
@@ -41,18 +41,25 @@ _MOVING = (
     "Concatenate",
     "Cropping2D",
     "Dropout",
+    "Gather",
     "GlobalMaxPooling2D",
     "MaxPooling2D",
+    "Pad",
     "Permute",
     "Reshape",
+    "Resize",
+    "Slice",
+    "Tile",
     "UpSampling2D",
     "ZeroPadding2D",
 )
+# Those of the same scale whose outputs may lie beyond their inputs' range.
+_WIDENING = ("Bound", "Maximum", "Minimum", "PadWith")
+_WIDENING_FUNCTIONS = ("hard_shrink", "threshold")
 
 _RELU_FOLDS_INTO = (*KERNELS, "Add", "Multiply", "Subtract")
 
-# Layers that come with the plan and stand for none of the model.
-INPUT_RANGE = "input_range"
+# Stands for none of the model.
 FLOAT_BARRIER = "FloatBarrier"
 
 
@@ -60,9 +67,9 @@ class Plan(NamedTuple):
     """How a model is quantized.
 
     Attributes:
-        input_shape: `(height, width, channels)` of an image.
-        steps: the model in an order in which it can run. The first step stands
-            for the input; those of kind "FloatBarrier" pass their input on and
+        input_shapes: of the inputs, without the batch axis.
+        steps: the model in an order in which it can run. The first steps stand
+            for the inputs; those of kind "FloatBarrier" pass their input on and
             keep what follows in float.
         outputs: numbers of the tensors that the model gives.
         ranges: for each range the names of the steps whose outputs share it.
@@ -71,12 +78,17 @@ class Plan(NamedTuple):
         ends: names of the model's inputs and outputs, and the latter's order.
     """
 
-    input_shape: tuple[int, int, int]
+    input_shapes: tuple[tuple[int, ...], ...]
     steps: tuple[Step, ...]
     outputs: tuple[int, ...]
     ranges: tuple[tuple[str, ...], ...]
     fixed: tuple[Range | None, ...]
     ends: Ends
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of the first input, without the batch axis."""
+        return self.input_shapes[0]
 
 
 def plan_quantization(
@@ -86,18 +98,20 @@ def plan_quantization(
     weight_bits: Mapping[str, int] | None = None,
     per_channel: bool | Mapping[str, bool] = True,
     share_ranges: bool = True,
+    input_shapes: Sequence[Sequence[int]] | None = None,
 ) -> Plan:
     """Plans the quantization of a model.
 
     Args:
-        model: a functional or built sequential model with one input, a batch
-            of channels-last images of known size.
+        model: a functional or built sequential model.
         float_layers: names of layers to leave in float.
         weight_bits: bits of the kernels of the layers named, 4 or 8.
         per_channel: whether a kernel has a range for each output channel; or
             that of the layers named, where it is not so.
         share_ranges: False gives each unit a range of its own, even where the
             converter then has to requantize; for comparison.
+        input_shapes: sizes of the inputs, without the batch axis, for a model
+            that takes several.
 
     Raises:
         ValueError: naming the layer and the reason, if the model has a layer
@@ -109,14 +123,18 @@ def plan_quantization(
             "`float_layers` must be several names, such as a list of one. "
             f"Received: {float_layers!r}"
         )
-    lowered = lower(model)
+    lowered = lower(model, input_shapes)
     if isinstance(per_channel, bool):
         default, per_channel = per_channel, {}
     else:
         default = True
     weight_bits = weight_bits or {}
     _check_names(lowered.steps, tuple(float_layers), weight_bits, per_channel)
-    untrained = _untrained_layers(model)
+    untrained = {
+        name
+        for name, layer in lowered.layers.items()
+        if not getattr(layer, "trainable", True)
+    }
     steps = [
         _with_settings(
             step, set(float_layers), weight_bits, per_channel, default
@@ -126,40 +144,34 @@ def plan_quantization(
         for step in lowered.steps
     ]
     steps, outputs = _with_barriers(steps, lowered.outputs)
-    folded = _folded(steps, outputs)
+    steps = _untied(steps, outputs)
     moving = _MOVING if share_ranges else tuple({*_MOVING} - {"Concatenate"})
-    joins = [step.bits > 0 and step.kind in moving for step in steps]
+    steps, outputs = _with_limits(steps, outputs, moving)
+    folded = _folded(steps, outputs)
+    joins = [_joins(step, moving) for step in steps]
     group = _groups(steps, joins)
-    between = _between_floats(steps, outputs)
+    passing = _passing(steps, outputs, moving)
     ranges: list[list[str]] = []
     fixed: list[Range | None] = []
     number_of: dict[int, int] = {}
     planned = []
     for k, step in enumerate(steps):
-        passes = step.kind == FLOAT_BARRIER or joins[k] or k + 1 in between
-        if k in folded or passes:
+        if k in folded or k in passing:
             planned.append(step)
             continue
         root = group[k + 1]
         if root not in number_of:
             number_of[root] = len(ranges)
             ranges.append([])
-            fixed.append(None)
+            fixed.append(_known_range(step))
         number = number_of[root]
+        if fixed[number] != _known_range(step):
+            # The converter requantizes to the joint range.
+            fixed[number] = None
         ranges[number].append(step.name)
-        known = _known_range(step)
-        if len(ranges[number]) == 1:
-            fixed[number] = known
-        elif known != fixed[number]:
-            refuse(
-                step.name,
-                "is joined with another layer whose range is fixed: one of "
-                "them is a sigmoid, a tanh or a hard sigmoid",
-            )
         planned.append(step._replace(range=number))
-    _check_shared(planned)
     return Plan(
-        lowered.input_shape,
+        lowered.input_shapes,
         tuple(planned),
         outputs,
         tuple(map(tuple, ranges)),
@@ -202,26 +214,32 @@ def layer_settings(step: Step, quantized: bool) -> dict[str, Any]:
     elif step.kind == "ReLU" and quantized and step.settings["max_value"] == 1:
         # What the range cuts off needs no operation of its own.
         settings["max_value"] = None
+    elif step.kind == "Cut" and quantized:
+        settings.update(low=None, high=None)
     return settings
 
 
 def assemble(
-    plan: Plan, images: Any, call: Callable[[Step, Any], Any]
+    plan: Plan, inputs: Sequence[Any], call: Callable[[Step, Any], Any]
 ) -> list[Any]:
     """Builds a plan with the layers of an engine.
 
     Args:
         plan: the plan.
-        images: the input.
+        inputs: the model's inputs.
         call: makes a step's layer and calls it on a tensor or several.
 
     Returns:
         All tensors by their number.
     """
-    tensors = [images]
+    # Constants read the first input, for the size of the batch.
+    tensors = [inputs[0]]
     for step in plan.steps:
-        inputs = [tensors[number] for number in step.inputs]
-        tensors.append(call(step, inputs if len(inputs) > 1 else inputs[0]))
+        read = [tensors[number] for number in step.inputs]
+        if step.kind == "Input":
+            read = [inputs[step.settings["index"]]]
+            step = step._replace(kind="Identity", settings={})
+        tensors.append(call(step, read if len(read) > 1 else read[0]))
     return tensors
 
 
@@ -285,28 +303,17 @@ def _with_settings(
     )
 
 
-def _untrained_layers(model: keras.Model) -> set[str]:
-    """Names of the layers, in nested models too, that are not trained."""
-    return {
-        call.operation.name
-        for call in trace(model).calls
-        if not getattr(call.operation, "trainable", True)
-    }
-
-
 def _with_barriers(
     steps: Sequence[Step], outputs: tuple[int, ...]
 ) -> tuple[list[Step], tuple[int, ...]]:
-    """Puts a step for the input first, and barriers around float layers."""
+    """Puts barriers around float layers."""
     between = _between_floats(steps, outputs)
     new = Rewriting()
-    start = Step(INPUT_RANGE, INPUT_RANGE, "Identity", (0,))
-    new.number = [new.add(start)]
     for step in steps:
         inputs = []
         for k, x in enumerate(step.inputs):
             number = new.number[x]
-            if not step.bits and x not in between:
+            if not step.bits and x and x not in between:
                 name = f"{step.name}_float{k or ''}"
                 number = new.add(Step(name, name, FLOAT_BARRIER, (number,)))
             inputs.append(number)
@@ -325,25 +332,119 @@ def _folded(steps: Sequence[Step], outputs: Sequence[int]) -> set[int]:
     readers = count_readers(steps, outputs)
     folded = set()
     for step in steps:
-        before = step.inputs[0] - 1
-        if (
-            step.kind == "ReLU"
-            and before >= 0
-            and readers[before + 1] == 1
-            and steps[before].kind in _RELU_FOLDS_INTO
-        ):
-            folded.add(before)
+        k = step.inputs[0] - 1
+        if k < 0 or readers[k + 1] != 1:
+            continue
+        before = steps[k]
+        if step.kind == "ReLU":
+            # The converter fails to fold one into this without a bias.
+            bare = before.kind == "Conv2DTranspose" and len(before.weights) == 1
+            if before.kind in _RELU_FOLDS_INTO and not bare:
+                folded.add(k)
+        elif step.kind == "Cut" and before.bits:
+            own = before.kind == "Input" or _known_range(before)
+            if not own and not _joins(before, _MOVING):
+                folded.add(k)
     return folded
+
+
+def _joins(step: Step, moving: Sequence[str]) -> bool:
+    """Whether a step's output must have the scale of its inputs."""
+    if not step.bits:
+        return False
+    if step.kind == "Reduce":
+        return step.settings["function"] in ("max", "min")
+    if step.kind == "Function":
+        return step.settings["function"] in _WIDENING_FUNCTIONS
+    return step.kind in moving or step.kind in _WIDENING
+
+
+def _passing(
+    steps: Sequence[Step], outputs: Sequence[int], moving: Sequence[str]
+) -> set[int]:
+    """Indices of the steps whose outputs need no range of their own."""
+    between = _between_floats(steps, outputs)
+    return {
+        k
+        for k, step in enumerate(steps)
+        if step.kind == FLOAT_BARRIER
+        or k + 1 in between
+        or (_joins(step, moving) and step.kind not in _WIDENING)
+    }
 
 
 def _known_range(step: Step) -> Range | None:
     """The limits that LiteRT's operation, or its meaning, prescribes."""
-    if step.kind == "ReLU" and step.settings["max_value"] == 1:
+    if _is_relu_1(step):
         return 0.0, 1.0
+    if step.kind == "Function":
+        return {
+            "l2_normalize": (-1.0, 127 / 128),
+            "log_softmax": (-255 / 16, 0.0),
+            "softmax": (0.0, 255 / 256),
+        }.get(step.settings["function"])
     activation = step.settings.get("activation")
     if activation is None:
         return None
     return (-1.0, 127 / 128) if activation == "tanh" else (0.0, 255 / 256)
+
+
+def _with_limits(
+    steps: Sequence[Step], outputs: tuple[int, ...], moving: Sequence[str]
+) -> tuple[list[Step], tuple[int, ...]]:
+    """Makes operations of the limits that no range can cut off at.
+
+    A range does where its step folds into the one before and shares it with
+    none that has another.
+    """
+    steps = list(steps)
+    while True:
+        folded = _folded(steps, outputs)
+        passing = _passing(steps, outputs, moving)
+        group = _groups(steps, [_joins(step, moving) for step in steps])
+        cutting: dict[int, set[Any]] = {}
+        for k, step in enumerate(steps):
+            if k not in folded and k not in passing:
+                own = step.name if step.kind == "Cut" else _known_range(step)
+                cutting.setdefault(group[k + 1], set()).add(own)
+        for k, step in enumerate(steps):
+            mixed = len(cutting.get(group[k + 1], ())) > 1
+            alone = step.inputs[0] - 1 not in folded
+            if step.kind == "Cut" and (mixed or alone):
+                steps[k] = step._replace(kind="Bound")
+                break
+            if _is_relu_1(step) and mixed:
+                steps, outputs = _with_bound(steps, outputs, k)
+                break
+        else:
+            return steps, outputs
+
+
+def _is_relu_1(step: Step) -> bool:
+    return step.kind == "ReLU" and step.settings["max_value"] == 1
+
+
+def _with_bound(
+    steps: Sequence[Step], outputs: tuple[int, ...], k: int
+) -> tuple[list[Step], tuple[int, ...]]:
+    """Puts the limit of the ReLU at index k into a step of its own."""
+    new = Rewriting()
+    for number, step in enumerate(steps):
+        inputs = tuple(new.number[x] for x in step.inputs)
+        step = step._replace(inputs=inputs)
+        if number != k:
+            new.number.append(new.add(step))
+            continue
+        name = f"{step.name}_below"
+        x = new.add(
+            step._replace(
+                name=name, layer_name=name, settings={"max_value": None}
+            )
+        )
+        limits = {"low": None, "high": 1.0}
+        bound = step._replace(kind="Bound", inputs=(x,), settings=limits)
+        new.number.append(new.add(bound))
+    return new.steps, tuple(new.number[x] for x in outputs)
 
 
 def _groups(steps: Sequence[Step], joins: Sequence[bool]) -> list[int]:
@@ -365,19 +466,31 @@ def _groups(steps: Sequence[Step], joins: Sequence[bool]) -> list[int]:
     return [root(tensor) for tensor in range(len(parent))]
 
 
-def _check_shared(steps: Sequence[Step]) -> None:
-    """All calls of one layer must come out the same."""
-    first: dict[str, Step] = {}
-    for step in steps:
+def _untied(steps: Sequence[Step], outputs: Sequence[int]) -> list[Step]:
+    """Gives the calls of a layer weights of their own where they differ.
+
+    As where each has a batch normalization of its own behind it. They do not
+    learn: what each learned would have one place in the Keras model.
+    """
+    folded = _folded(steps, outputs)
+    first: dict[str, tuple[Step, bool]] = {}
+    differing = set()
+    for k, step in enumerate(steps):
         if step.kind not in KERNELS:
             continue
-        other = first.setdefault(step.layer_name, step)
-        same = other.settings == step.settings and other.range == step.range
-        if not same or not all(
-            map(np.array_equal, step.weights, other.weights)
+        other, was_folded = first.setdefault(
+            step.layer_name, (step, k in folded)
+        )
+        if not (
+            other.settings == step.settings
+            and was_folded == (k in folded)
+            and len(step.weights) == len(other.weights)
+            and all(map(np.array_equal, step.weights, other.weights))
         ):
-            refuse(
-                step.layer_name,
-                "is called more than once with something else behind it, or "
-                "shares its name with another layer",
-            )
+            differing.add(step.layer_name)
+    return [
+        step._replace(layer_name=step.name, trainable=False)
+        if step.layer_name in differing and step.kind in KERNELS
+        else step
+        for step in steps
+    ]

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from keras_muffnet.quantization.plan import INPUT_RANGE
 from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import Range
+from keras_muffnet.quantization.steps import INPUT_RANGE
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
 

@@ -9,7 +9,10 @@ from typing import NoReturn
 import numpy as np
 
 # The kinds that have weights: a kernel and a bias.
-KERNELS = ("Conv2D", "Dense", "DepthwiseConv2D")
+KERNELS = ("Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv2D")
+
+# The first input's name among the steps; others have a number behind it.
+INPUT_RANGE = "input_range"
 
 
 class Step(NamedTuple):
@@ -19,7 +22,7 @@ class Step(NamedTuple):
         name: a name of its own: that of the Keras layer, or one made from it.
         layer_name: the same for all calls of one layer, which share weights.
         kind: "Affine" or the name of a layer class, which Keras 2 and 3 share.
-        inputs: numbers of the tensors it reads; 0 is the model's input.
+        inputs: numbers of the tensors it reads; 0 stands for the inputs.
         settings: arguments of the layer.
         weights: kernel and, where there is one, bias; scale and offset of each
             channel for "Affine"; otherwise none.
@@ -55,14 +58,18 @@ class Lowered(NamedTuple):
     """A model as steps.
 
     Attributes:
-        input_shape: `(height, width, channels)` of an image.
-        steps: in an order in which they can run.
+        input_shapes: of the inputs, without the batch axis.
+        steps: in an order in which they can run. Those of kind "Input" are
+            first, one for each input.
         outputs: numbers of the tensors that the model gives.
+        layers: the model's layers and functions by their names in the steps:
+            where several have one name, a number is behind it.
     """
 
-    input_shape: tuple[int, int, int]
+    input_shapes: tuple[tuple[int, ...], ...]
     steps: tuple[Step, ...]
     outputs: tuple[int, ...]
+    layers: Mapping[str, Any] = {}
 
 
 def count_readers(steps: Sequence[Step], outputs: Sequence[int]) -> list[int]:

@@ -23,6 +23,8 @@ from keras_muffnet.quantization.ranges import LEAST_TO_BIAS
 from keras_muffnet.quantization.ranges import LEAST_WEIGHT
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
+from keras_muffnet.quantization.tfmot_operations import OPERATIONS
+from keras_muffnet.quantization.tfmot_operations import Operation
 
 _PACKAGE = "keras_muffnet"
 
@@ -108,6 +110,8 @@ class KernelQuantizer(quantizers.Quantizer):
         if training:  # let no gradient reach what was pruned
             kept = tf.cast(tf.not_equal(kernel, 0), kernel.dtype)
             kernel = kernel * tf.stop_gradient(kept)
+        if self.kind == "Conv2DTranspose":
+            return self._rounded_by_hand(kernel)
         quantize = tf.quantization.fake_quant_with_min_max_vars_per_channel
         small_dense = self.kind == "Dense" and self.bits == 4
         per_channel = self.per_channel and not small_dense
@@ -137,6 +141,18 @@ class KernelQuantizer(quantizers.Quantizer):
             return False
         greatest = tf.reduce_max(tf.abs(kernel), axis=0)
         return bool(tf.reduce_all(self._limit(kernel, True) <= greatest))
+
+    def _rounded_by_hand(self, kernel: tf.Tensor) -> tf.Tensor:
+        """See `keras_engine`."""
+        axes = (0, 1, 3) if self.per_channel else None
+        limit = tf.reduce_max(tf.abs(kernel), axis=axes, keepdims=True)
+        if self._bias is not None:
+            least = tf.abs(self._bias) * LEAST_TO_BIAS
+            least = least[:, None] if axes else tf.reduce_max(least)
+            limit = tf.maximum(limit, least)
+        scale = tf.maximum(limit, LEAST_WEIGHT) / (2 ** (self.bits - 1) - 1)
+        rounded = tf.round(kernel / scale) * scale
+        return kernel + tf.stop_gradient(rounded - kernel)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -172,6 +188,7 @@ class StepConfig(QuantizeConfig):
         self.output_range = output_range and tuple(output_range)
         self._kernel = {
             "Conv2D": "kernel",
+            "Conv2DTranspose": "kernel",
             "Dense": "kernel",
             "DepthwiseConv2D": "depthwise_kernel",
         }.get(kind if weight_bits else "")
@@ -383,14 +400,16 @@ def _build(plan: Plan, wrap: Wrap, quantized: bool) -> tf_keras.Model:
     made: dict[str, tf_keras.layers.Layer] = {}
 
     def call(step: Step, x: Any) -> Any:
-        if step.layer_name in made:
-            return made[step.layer_name](x)
         is_kernel = step.kind in KERNELS
-        layer = _KINDS.get(step.kind) or getattr(tf_keras.layers, step.kind)
-        layer = layer(
-            name=step.layer_name if is_kernel else step.name,
-            **layer_settings(step, quantized and step.range is not None),
-        )
+        if is_kernel and step.layer_name in made:
+            return made[step.layer_name](x)
+        name = step.layer_name if is_kernel else step.name
+        settings = layer_settings(step, quantized and step.range is not None)
+        if step.kind in OPERATIONS:
+            layer = Operation(step.kind, settings, name=name)
+        else:
+            layer = _KINDS.get(step.kind) or getattr(tf_keras.layers, step.kind)
+            layer = layer(name=name, **settings)
         if is_kernel:
             layer.build(x.shape)
             layer.set_weights(step.weights)
@@ -399,8 +418,13 @@ def _build(plan: Plan, wrap: Wrap, quantized: bool) -> tf_keras.Model:
             made[step.layer_name] = layer
         return layer(x)
 
-    images = tf_keras.Input(plan.input_shape, name=plan.ends.input_names[0])
-    tensors = assemble(plan, images, call)
+    inputs = [
+        tf_keras.Input(shape, name=name)
+        for shape, name in zip(
+            plan.input_shapes, plan.ends.input_names, strict=True
+        )
+    ]
+    tensors = assemble(plan, inputs, call)
     outputs = [tensors[number] for number in plan.outputs]
     ends = plan.ends
     made_by = [x.node.layer.name for x in outputs]
@@ -412,7 +436,9 @@ def _build(plan: Plan, wrap: Wrap, quantized: bool) -> tf_keras.Model:
         elif made_by[k] != name:
             outputs[k] = tf_keras.layers.Identity(name=name)(outputs[k])
     arranged = tf.nest.map_structure(outputs.__getitem__, ends.output_structure)
-    return tf_keras.Model(images, arranged, name=ends.name)
+    return tf_keras.Model(
+        inputs if len(inputs) > 1 else inputs[0], arranged, name=ends.name
+    )
 
 
 @contextlib.contextmanager

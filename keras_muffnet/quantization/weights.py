@@ -1,6 +1,7 @@
 """Weights and ranges of models that an engine built."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -45,7 +46,7 @@ def finish(
     }
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
-    layers = _layers_by_name(copy)
+    layers = lower(copy).layers
     ranges = read_ranges(quantized_model)
     done = set()
     for step in lower(model).steps:
@@ -73,17 +74,8 @@ def engine_of(model: Any) -> Any:
     return load_module("keras_engine" if is_keras_3 else "tfmot_engine")
 
 
-def _layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
-    found = {}
-    for layer in model.layers:
-        found[layer.name] = layer
-        if isinstance(layer, keras.Model):
-            found.update(_layers_by_name(layer))
-    return found
-
-
 def _bring_back(
-    step: Step, weights: list[np.ndarray], layers: dict[str, Any]
+    step: Step, weights: list[np.ndarray], layers: Mapping[str, Any]
 ) -> None:
     """Undoes what was multiplied into a kernel, and sets the Keras layer's."""
     layer = layers[step.sources[0]]
@@ -93,9 +85,16 @@ def _bring_back(
     # channel that is multiplied by zero learns nothing.
     dead = np.asarray(step.scale) == 0
     divisor = _divisor(step.scale)
-    columns = weights[0].reshape(-1, *divisor.shape) / divisor
-    columns = np.where(dead, old.reshape(columns.shape), columns)
-    kernel.assign(columns.reshape(old.shape))
+    if step.kind == "Conv2DTranspose":  # (..., out, in)
+        divisor, dead = np.expand_dims(divisor, -1), np.expand_dims(dead, -1)
+        kept = old.reshape(weights[0].shape)
+        new = np.where(dead, kept, weights[0] / divisor)
+        kernel.assign(new.reshape(old.shape))
+        divisor = divisor[..., 0]
+    else:
+        columns = weights[0].reshape(-1, *divisor.shape) / divisor
+        columns = np.where(dead, old.reshape(columns.shape), columns)
+        kernel.assign(columns.reshape(old.shape))
     if len(weights) == 1:
         return
     change = weights[1] - step.weights[1]
@@ -126,6 +125,7 @@ def _divisor(scale: Any) -> np.ndarray:
 
 
 def _kernel_variable(layer: keras.layers.Layer, step: Step) -> Any:
-    if not isinstance(layer, keras.layers.SeparableConv2D):
+    separable = keras.layers.SeparableConv1D, keras.layers.SeparableConv2D
+    if not isinstance(layer, separable):
         return layer.weights[0]
     return layer.weights[0 if step.kind == "DepthwiseConv2D" else 1]

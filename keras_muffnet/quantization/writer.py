@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_muffnet.graph import Call
 from keras_muffnet.graph import Graph
+from keras_muffnet.quantization.steps import INPUT_RANGE
 from keras_muffnet.quantization.steps import Step
 from keras_muffnet.quantization.steps import refuse
 
@@ -20,48 +21,103 @@ from keras_muffnet.quantization.steps import refuse
 # of the tensor that is the output, or a list of several.
 Rules = Mapping[str, Callable[..., Any]]
 
+Shape = tuple[int, ...]
+
 
 class Writer:
     """Writes down the steps of a graph, call by call.
 
     A rule finds in it the present call and its layer or operation.
+
+    Sequences, `(batch, length, channels)`, are written as images of height 1,
+    as LiteRT does itself: all shapes and axes here are those of the images.
     """
 
     def __init__(self, graph: Graph, rules: Rules) -> None:
         self.graph = graph
         self.rules = rules
         self.steps: list[Step] = []
-        self.number = {id(graph.inputs[0]): 0}
-        self.taken = {call.operation.name for call in graph.calls}
+        self.layers: dict[str, Any] = {}
+        self.number: dict[int, int] = {}
+        self.names: dict[int, str] = {}
+        # Names that the engines use themselves.
+        self.taken = {x.name for x in graph.inputs} | {*self._input_names()}
         self.parts: dict[tuple[str, str], str] = {}
         self.calls_of: collections.Counter[str] = collections.Counter()
+        self.used: collections.Counter[str] = collections.Counter()
         self.readers = collections.Counter(
             id(x) for call in graph.calls for x in call.inputs
         )
 
     def write(self) -> tuple[list[Step], tuple[int, ...]]:
         """Returns the steps, and the numbers of the model's outputs."""
+        self._write_inputs()
+        self._name_layers()
         for call in self.graph.calls:
             self._write_call(call)
-        outputs = tuple(self.number[id(x)] for x in self.graph.outputs)
+        outputs = tuple(map(self._write_output, self.graph.outputs))
         return self.steps, outputs
+
+    def _input_names(self) -> list[str]:
+        count = len(self.graph.inputs)
+        return [INPUT_RANGE + (f"_{k}" if k else "") for k in range(count)]
+
+    def _write_inputs(self) -> None:
+        names = self._input_names()
+        for k, (x, name) in enumerate(
+            zip(self.graph.inputs, names, strict=True)
+        ):
+            self.steps.append(Step(name, name, "Input", (0,), {"index": k}))
+            self.number[id(x)] = len(self.steps)
+        for x, name in zip(self.graph.inputs, names, strict=True):
+            if stored(x.shape) != tuple(x.shape):
+                name = self._free(f"{name}_as_map")
+                settings = {"target_shape": stored(x.shape)[1:]}
+                step = Step(
+                    name, name, "Reshape", (self.number[id(x)],), settings
+                )
+                self.steps.append(step)
+                self.number[id(x)] = len(self.steps)
+
+    def _write_output(self, x: Any) -> int:
+        number = self.number[id(x)]
+        if stored(x.shape) == tuple(x.shape):
+            return number
+        name = self._free(f"{self.steps[number - 1].name}_as_sequence")
+        settings = {"target_shape": tuple(x.shape[1:])}
+        self.steps.append(Step(name, name, "Reshape", (number,), settings))
+        return len(self.steps)
+
+    def _name_layers(self) -> None:
+        """Gives layers of one name, as of two backbones, names of their own."""
+        for call in self.graph.calls:
+            if id(call.operation) not in self.names:
+                name = self._free(call.name)
+                self.names[id(call.operation)] = name
+                self.layers[name] = call.operation
+
+    def _free(self, name: str) -> str:
+        tried, count = name, 1
+        while tried in self.taken:
+            count += 1
+            tried = f"{name}_{count}"
+        self.taken.add(tried)
+        return tried
 
     def _write_call(self, call: Call) -> None:
         operation = call.operation
+        self.call = call
+        self.layer = operation
+        self.name = self.names[id(operation)]
+        self.calls_of[self.name] += 1
+        self.used.clear()
         kinds = [k for k in kinds_of(operation) if k in self.rules]
         rule = self.rules[kinds[0]] if kinds else None
         if rule is None:
             known = sorted({kind.removeprefix("op ") for kind in self.rules})
-            refuse(
-                operation.name,
-                f"({type(operation).__name__}) is of none of the known kinds: "
-                f"{', '.join(known)}",
-            )
+            self.refuse(f"is of none of the known kinds: {', '.join(known)}")
         if getattr(operation, "data_format", None) == "channels_first":
-            refuse(operation.name, "must take channels-last images")
-        self.call = call
-        self.layer = operation
-        self.calls_of[operation.name] += 1
+            self.refuse("must take channels-last images")
         results = rule(self, *[self.number[id(x)] for x in call.inputs])
         if isinstance(results, int):
             results = [results]
@@ -74,23 +130,51 @@ class Writer:
         *inputs: int,
         part: str = "",
         weights: Sequence[Any] = (),
+        trainable: bool = True,
         **settings: Any,
     ) -> int:
-        """Writes a step of the present layer and returns its tensor."""
-        layer_name = self.name_part(part) if part else self.layer.name
-        count = self.calls_of[self.layer.name]
+        """Writes a step of the present layer and returns its tensor.
+
+        Args:
+            kind: the step's kind.
+            *inputs: the tensors that it reads.
+            part: what of the layer it is, if not all of it.
+            weights: see `Step`.
+            trainable: see `Step`.
+            **settings: see `Step`.
+        """
+        self.used[part] += 1
+        if self.used[part] > 1:
+            part = f"{part}{self.used[part]}"
+        layer_name = self.name_part(part) if part else self.name
+        count = self.calls_of[self.name]
         name = layer_name + (f"_call{count}" if count > 1 else "")
         arrays = tuple(np.asarray(w, np.float32) for w in weights)
-        sources = (self.layer.name,)
+        step = Step(name, layer_name, kind, inputs, settings, arrays)
         self.steps.append(
-            Step(name, layer_name, kind, inputs, settings, arrays, sources)
+            step._replace(sources=(self.name,), trainable=trainable)
         )
         return len(self.steps)
 
+    def constant(self, value: Any) -> int:
+        """Writes a tensor of constants, without a batch axis."""
+        value = np.asarray(value, np.float32)
+        return self.add("Constant", 0, part="constant", value=value.tolist())
+
+    def reshape(self, x: int, shape: Shape, part: str = "shape") -> int:
+        """Writes a reshaping, with a batch axis of any size."""
+        return self.add("Reshape", x, part=part, target_shape=shape[1:])
+
+    def permute(self, x: int, order: Sequence[int], part: str = "axes") -> int:
+        """Writes a transposition, the batch axis, 0, included."""
+        if list(order) == sorted(order):
+            return x
+        return self.add("Permute", x, part=part, dims=tuple(order[1:]))
+
     def name_part(self, part: str) -> str:
         """A name for a part of the present layer, which no layer has."""
-        key = (self.layer.name, part)
-        name = f"{self.layer.name}_{part}"
+        key = (self.name, part)
+        name = f"{self.name}_{part}"
         while key not in self.parts:
             if name not in self.taken:
                 self.taken.add(name)
@@ -104,13 +188,48 @@ class Writer:
         outputs = [id(y) for y in self.graph.outputs]
         return id(x) in outputs and not self.readers[id(x)]
 
-    def shape(self) -> tuple[int, ...]:
+    def shape(self, number: int = 0) -> Shape:
         """The shape of the present call's output, batch axis included."""
-        return tuple(self.call.outputs[0].shape)
+        return stored(self.call.outputs[number].shape)
+
+    def input_shape(self, number: int = 0) -> Shape:
+        """The shape of the present call's input, batch axis included."""
+        return stored(self.call.inputs[number].shape)
+
+    def axis(self, axis: int) -> int:
+        """Where an axis of the present call's input is here."""
+        rank = len(self.call.inputs[0].shape)
+        if axis % rank == 0:
+            self.refuse("must leave the batch axis alone")
+        return axis % rank + (1 if rank == 3 else 0)
+
+    def axes(self, axis: Any) -> tuple[int, ...]:
+        """The same for several axes."""
+        if axis is None:
+            self.refuse("must leave the batch axis alone")
+        given = axis if isinstance(axis, (tuple, list)) else (axis,)
+        return tuple(sorted(self.axis(a) for a in given))
+
+    def constants(self) -> list[Any]:
+        """What the present call was given other than tensors."""
+        given = [*self.call.args, *self.call.kwargs.values()]
+        return [x for x in given if not isinstance(x, keras.KerasTensor)]
+
+    def argument(self, name: str, position: int) -> Any:
+        """What the present call was given by name or, else, by position."""
+        if name in self.call.kwargs or position >= len(self.call.args):
+            return self.call.kwargs.get(name)
+        return self.call.args[position]
 
     def refuse(self, reason: str) -> NoReturn:
         """Raises for the present layer."""
-        refuse(self.layer.name, f"({type(self.layer).__name__}) {reason}")
+        refuse(self.name, f"({type(self.layer).__name__}) {reason}")
+
+
+def stored(shape: Sequence[int | None]) -> Any:
+    """The shape that a tensor has among the steps, batch axis included."""
+    shape = tuple(shape)
+    return (shape[0], 1, *shape[1:]) if len(shape) == 3 else shape
 
 
 def kinds_of(operation: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from keras_muffnet.quantization.rules import activations
 from keras_muffnet.quantization.rules import arithmetic
 from keras_muffnet.quantization.rules import convolutions
+from keras_muffnet.quantization.rules import normalizations
 from keras_muffnet.quantization.rules import scaling
 from keras_muffnet.quantization.rules import shapes
 from keras_muffnet.quantization.writer import Rules
@@ -12,6 +13,7 @@ RULES: Rules = {
     **activations.RULES,
     **arithmetic.RULES,
     **convolutions.RULES,
+    **normalizations.RULES,
     **scaling.RULES,
     **shapes.RULES,
 }

@@ -1,67 +1,168 @@
 """Layers with kernels."""
 
+from typing import Any
+
+import keras
+import numpy as np
 from keras import layers
 
 from keras_muffnet.quantization.rules.activations import activate
 from keras_muffnet.quantization.writer import Rules
 from keras_muffnet.quantization.writer import Writer
 
+_ONE = {
+    "kernel_size": (1, 1),
+    "strides": (1, 1),
+    "padding": "valid",
+    "dilation_rate": (1, 1),
+}
+
+
+def _settings(w: Writer) -> dict[str, Any]:
+    """A convolution's settings; those of one over sequences made those of one
+    over images of height 1.
+    """
+    layer = w.layer
+    settings = {"padding": layer.padding}
+    for name in ("kernel_size", "strides", "dilation_rate"):
+        value = tuple(getattr(layer, name))
+        settings[name] = (1, *value) if len(value) == 1 else value
+    return settings
+
+
+def _weights(w: Writer) -> list[np.ndarray]:
+    """A layer's weights, with kernels that are made for images."""
+    rank = len(w.layer.kernel_size)
+    return [
+        v[None] if rank == 1 and v.ndim == 3 else v
+        for v in w.layer.get_weights()
+    ]
+
+
+def _padded(w: Writer, x: int, settings: dict[str, Any]) -> int:
+    """Pads the start of a sequence where its convolution is causal."""
+    if settings["padding"] != "causal":
+        return x
+    settings["padding"] = "valid"
+    reach = settings["dilation_rate"][1] * (settings["kernel_size"][1] - 1)
+    padding = ((0, 0), (reach, 0))
+    return w.add("ZeroPadding2D", x, part="padding", padding=padding)
+
+
+def _depthwise_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """TensorFlow wants the same strides and dilations on both axes."""
+    if settings["kernel_size"][0] > 1:
+        return settings
+    changed = {}
+    for name in ("strides", "dilation_rate"):
+        changed[name] = (settings[name][1],) * 2
+    return {**settings, **changed}
+
 
 def _convolution(w: Writer, x: int) -> int:
     layer = w.layer
-    settings = {
-        name: getattr(layer, name)
-        for name in ("kernel_size", "strides", "padding", "dilation_rate")
-    }
-    if isinstance(layer, layers.DepthwiseConv2D):
-        settings["depth_multiplier"] = layer.depth_multiplier
+    settings = _settings(w)
+    x = _padded(w, x, settings)
+    if isinstance(layer, (layers.DepthwiseConv2D, layers.DepthwiseConv1D)):
         kind = "DepthwiseConv2D"
+        if isinstance(layer, layers.DepthwiseConv1D):
+            settings = _depthwise_settings(settings)
+        settings["depth_multiplier"] = layer.depth_multiplier
     else:
-        settings.update(filters=layer.filters, groups=layer.groups)
         kind = "Conv2D"
-    weights = layer.get_weights()
-    return activate(w, w.add(kind, x, weights=weights, **settings))
+        settings.update(filters=layer.filters, groups=layer.groups)
+    return activate(w, w.add(kind, x, weights=_weights(w), **settings))
+
+
+def _transposed(w: Writer, x: int) -> int:
+    settings = _settings(w)
+    padding = w.layer.output_padding
+    if isinstance(padding, int):
+        padding = (padding,) * len(w.layer.kernel_size)
+    if padding is not None and len(padding) == 1:
+        padding = (0, *padding)
+    x = w.add(
+        "Conv2DTranspose",
+        x,
+        weights=_weights(w),
+        filters=w.layer.filters,
+        output_padding=padding,
+        **settings,
+    )
+    return activate(w, x)
 
 
 def _separable(w: Writer, x: int) -> int:
     layer = w.layer
-    depthwise, pointwise, *bias = layer.get_weights()
+    depthwise, pointwise, *bias = _weights(w)
+    settings = _settings(w)
+    x = _padded(w, x, settings)
+    if isinstance(layer, layers.SeparableConv1D):
+        settings = _depthwise_settings(settings)
     x = w.add(
         "DepthwiseConv2D",
         x,
         part="depthwise",
         weights=[depthwise],
-        kernel_size=layer.kernel_size,
-        strides=layer.strides,
-        padding=layer.padding,
-        dilation_rate=layer.dilation_rate,
         depth_multiplier=layer.depth_multiplier,
+        **settings,
     )
     x = w.add(
         "Conv2D",
         x,
         part="pointwise",
         weights=[pointwise, *bias],
-        kernel_size=(1, 1),
-        strides=(1, 1),
-        padding="valid",
-        dilation_rate=(1, 1),
         filters=layer.filters,
         groups=1,
+        **_ONE,
     )
     return activate(w, x)
 
 
+def dense(
+    w: Writer, x: int, weights: Any, rank: int, trainable: bool = True
+) -> int:
+    """Writes a product with a matrix, of the last axis."""
+    kernel, *bias = weights
+    units = kernel.shape[1]
+    if rank == 2:
+        return w.add(
+            "Dense", x, weights=weights, trainable=trainable, units=units
+        )
+    if rank != 4:
+        w.refuse("must take vectors, sequences or images")
+    return w.add(
+        "Conv2D",
+        x,
+        weights=[kernel[None, None], *bias],
+        trainable=trainable,
+        filters=units,
+        groups=1,
+        **_ONE,
+    )
+
+
 def _dense(w: Writer, x: int) -> int:
-    if len(w.shape()) != 2:
-        w.refuse("must take vectors, of shape (batch, features)")
     weights = w.layer.get_weights()
-    return activate(w, w.add("Dense", x, weights=weights, units=w.layer.units))
+    return activate(w, dense(w, x, weights, len(w.shape())))
+
+
+def matmul_constant(w: Writer, x: int, kernel: Any) -> int:
+    """Writes a product with a matrix that is no weight of a layer."""
+    kernel = np.asarray(keras.ops.convert_to_numpy(kernel), np.float32)
+    if kernel.ndim != 2:
+        w.refuse("must have a matrix as its constant operand")
+    return dense(w, x, [kernel], len(w.shape()), trainable=False)
 
 
 RULES: Rules = {
+    "Conv1D": _convolution,
+    "Conv1DTranspose": _transposed,
     "Conv2D": _convolution,
+    "Conv2DTranspose": _transposed,
     "Dense": _dense,
+    "DepthwiseConv1D": _convolution,
     "DepthwiseConv2D": _convolution,
+    "SeparableConv1D": _separable,
     "SeparableConv2D": _separable,
 }

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_muffnet.folding import norm_line
 from keras_muffnet.quantization.writer import Rules
+from keras_muffnet.quantization.writer import Shape
 from keras_muffnet.quantization.writer import Writer
 
 
@@ -17,29 +18,62 @@ def affine(
     offset: Any,
     part: str = "",
     is_norm: bool = False,
+    shape: Shape | None = None,
 ) -> int:
-    """Writes x * scale + offset, with one number each for each channel."""
-    rank, count = len(w.shape()), w.shape()[-1]
-    if rank not in (2, 4):
-        w.refuse("must take images or vectors")
-    arrays = []
-    for value in (scale, offset):
-        value = np.asarray(keras.ops.convert_to_numpy(value), np.float32)
-        if value.size not in (1, count) or (
-            value.size > 1 and value.shape[-1] != count
-        ):
+    """Writes x * scale + offset.
+
+    Args:
+        w: the writer.
+        x: the tensor.
+        scale: constants whose shape fits that of an example in the batch.
+        offset: the same.
+        part: see `Writer.add`.
+        is_norm: whether it is a batch normalization.
+        shape: the tensor's shape, if not that of the present call's output.
+    """
+    shape = shape or w.shape()
+    scale, offset = [
+        np.asarray(keras.ops.convert_to_numpy(value), np.float32)
+        for value in (scale, offset)
+    ]
+    count = shape[-1]
+    if len(shape) in (2, 4) and all(
+        _by_channel(v, count) for v in (scale, offset)
+    ):
+        arrays = [
+            np.broadcast_to(v.reshape(-1), (count,)) for v in (scale, offset)
+        ]
+        settings = {"rank": len(shape), "is_norm": is_norm}
+        return w.add("Affine", x, part=part, weights=arrays, **settings)
+    if not (scale == 1).all():
+        x = w.add("Multiply", x, w.constant(per_example(w, scale, shape)))
+    if offset.any():
+        x = w.add("Add", x, w.constant(per_example(w, offset, shape)))
+    return x
+
+
+def _by_channel(value: np.ndarray, count: int) -> bool:
+    return value.size == 1 or value.shape[-1] == count == value.size
+
+
+def per_example(w: Writer, value: np.ndarray, shape: Shape) -> np.ndarray:
+    """Constants as operands of a tensor, with all axes but the batch's."""
+    rank = len(shape)
+    if value.ndim == rank:
+        if value.shape[0] != 1:
             w.refuse(
-                "must scale and shift by one constant, or by one a channel. "
+                "must have constants that are the same for the whole batch. "
                 f"Found constants of shape {value.shape}"
             )
-        arrays.append(np.broadcast_to(value.reshape(-1), (count,)))
-    settings = {"rank": rank, "is_norm": is_norm}
-    return w.add("Affine", x, part=part, weights=arrays, **settings)
+        value = value[0]
+    if value.ndim == 3 and rank == 4 and len(w.call.outputs[0].shape) == 3:
+        value = value[0]  # the batch axis of a sequence
+    return value.reshape((1,) * (rank - 1 - value.ndim) + value.shape)
 
 
 def _batch_normalization(w: Writer, x: int) -> int:
     layer = w.layer
-    if layer.axis not in (-1, len(w.shape()) - 1):
+    if w.axis(layer.axis) != len(w.shape()) - 1:
         w.refuse(f"must be over the last axis, but is over {layer.axis}")
     return affine(w, x, *norm_line(layer), is_norm=True)
 

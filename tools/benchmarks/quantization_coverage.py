@@ -1,0 +1,218 @@
+"""Makes the table of what can be quantized, beside TensorFlow's converter.
+
+    python tools/benchmarks/quantization_coverage.py \
+        --output results/quantization_coverage.csv
+
+Each of the networks in `quantization_networks.py`, of random weights, is made
+an int8 file in four ways: by TensorFlow's converter, without training, and
+trained for a step under fake quantization by either engine. The table has the
+signal-to-quantization-noise ratio of each file's outputs, in dB, on inputs that
+no range was found on, and the number of its operations in float. Half an hour
+on an idle CPU core. Interrupted, the same command goes on with the next one;
+`--only` takes a few of them.
+"""
+
+import argparse
+import csv
+import gc
+import os
+import pathlib
+import tempfile
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+# For deterministic kernels and a fair share of a machine.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+WAYS = ("converter", "post_training", "keras", "tfmot")
+CALIBRATION, HELD_OUT = 128, 32
+
+
+class Figures(NamedTuple):
+    """What is measured of a file.
+
+    Attributes:
+        sqnr: signal-to-quantization-noise ratio of the outputs in dB.
+        float_operations: number of operations on float tensors, but for those
+            that quantize.
+    """
+
+    sqnr: float
+    float_operations: int
+
+
+def measure(network: Any, way: str) -> Figures:
+    """Writes a network as a file and compares the file with it.
+
+    Args:
+        network: one of `quantization_networks.NETWORKS`.
+        way: one of `WAYS`.
+    """
+    from tools.benchmarks import quantization_networks
+
+    model = quantization_networks.build(network)
+    data = quantization_networks.images(network, CALIBRATION)
+    held_out = quantization_networks.images(network, HELD_OUT, seed=7)
+    if way == "converter":
+        content = _by_converter(model, data)
+    else:
+        content = _by_package(model, data, way)
+    return compare(model, content, held_out)
+
+
+def compare(model: Any, content: bytes, inputs: list[np.ndarray]) -> Figures:
+    """Compares a file's outputs with those of the float model."""
+    import keras
+
+    from keras_muffnet.litert import read_operations
+
+    x = inputs if len(inputs) > 1 else inputs[0]
+    expected = keras.tree.flatten(model(x, training=False))
+    expected = list(map(keras.ops.convert_to_numpy, expected))
+    found = run_file(content, inputs)
+    ratios = []
+    for ours in expected:
+        # Files have their outputs in an order of their own.
+        fitting = [y for y in found if y.shape == ours.shape]
+        noise = min(np.mean((ours - y) ** 2) for y in fitting)
+        ratios.append(10 * np.log10(np.mean(ours**2) / max(noise, 1e-12)))
+    floats = [
+        name
+        for name, dtypes in read_operations(content)
+        if name not in ("QUANTIZE", "DEQUANTIZE")
+        and any(dtype.startswith("FLOAT") for dtype in dtypes)
+    ]
+    return Figures(float(min(ratios)), len(floats))
+
+
+def run_file(content: bytes, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """The outputs of an int8 file as floats, example by example."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
+    takes = sorted(interpreter.get_input_details(), key=lambda d: d["name"])
+    gives = interpreter.get_output_details()
+    outputs: list[list[np.ndarray]] = [[] for _ in gives]
+    for k in range(len(inputs[0])):
+        for detail, x in zip(takes, inputs, strict=True):
+            scale, zero = detail["quantization"]
+            levels = np.clip(np.round(x[k : k + 1] / scale + zero), -128, 127)
+            interpreter.set_tensor(detail["index"], levels.astype(np.int8))
+        interpreter.invoke()
+        for values, detail in zip(outputs, gives, strict=True):
+            scale, zero = detail["quantization"]
+            y = interpreter.get_tensor(detail["index"]).astype(np.float32)
+            values.append((y - zero) * scale)
+    return [np.concatenate(values) for values in outputs]
+
+
+def _by_converter(model: Any, data: list[np.ndarray]) -> bytes:
+    import tensorflow as tf
+
+    signature = [
+        tf.TensorSpec((1, *x.shape[1:]), name=f"images_{k}")
+        for k, x in enumerate(model.inputs)
+    ]
+
+    @tf.function(input_signature=signature)
+    def serve(*images: Any) -> Any:
+        return model(images if len(images) > 1 else images[0], training=False)
+
+    module = tf.Module()
+    with tempfile.TemporaryDirectory() as folder:
+        function = serve.get_concrete_function()
+        module.used = function.variables
+        tf.saved_model.save(module, folder, signatures=function)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: (
+            {f"images_{k}": x[n : n + 1] for k, x in enumerate(data)}
+            for n in range(len(data[0]))
+        )
+        converter.inference_input_type = tf.int8
+        converter.inference_output_type = tf.int8
+        return converter.convert()
+
+
+def _by_package(model: Any, data: list[np.ndarray], way: str) -> bytes:
+    import keras
+
+    from keras_muffnet import quantization
+
+    x = data if len(data) > 1 else data[0]
+    engine = "tfmot" if way == "tfmot" else "keras"
+    quantized = quantization.quantize_aware(model, x, engine=engine)
+    if way != "post_training":
+        # The float model's own outputs: the weights have little to learn.
+        y = model(x, training=False)
+        y = keras.tree.map_structure(keras.ops.convert_to_numpy, y)
+        quantized.compile("sgd", "mse", run_eagerly=True)
+        quantized.optimizer.learning_rate = 1e-4
+        quantized.train_on_batch(x, y)
+    with tempfile.TemporaryDirectory() as folder:
+        path = quantization.convert(quantized, f"{folder}/model.tflite")
+        return path.read_bytes()
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK")
+    arguments = parser.parse_args()
+
+    import tensorflow as tf
+
+    from tools.benchmarks.quantization_networks import NETWORKS
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    names = arguments.only or NETWORKS
+    header = ["network", "kind"]
+    for way in WAYS:
+        header += [f"{way}_sqnr", f"{way}_float_operations"]
+    rows = _read_rows(arguments.output)
+    for name in names:
+        if name in rows:
+            continue
+        row = {"network": name, "kind": NETWORKS[name].kind}
+        for way in WAYS:
+            row.update(_measured(name, NETWORKS[name], way))
+        rows[name] = row
+        print(*row.values(), sep="\t", flush=True)
+        with open(arguments.output, "w", newline="") as file:
+            writer = csv.DictWriter(file, header, restval="")
+            writer.writeheader()
+            writer.writerows(rows.values())
+        # Closed graphs sit in reference cycles.
+        gc.collect()
+
+
+def _read_rows(path: pathlib.Path) -> dict[str, dict[str, str]]:
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        return {row["network"]: row for row in csv.DictReader(file)}
+
+
+def _measured(name: str, network: Any, way: str) -> dict[str, str]:
+    try:
+        figures = measure(network, way)
+    except Exception as error:  # a network that a way does not take
+        text = " ".join(str(error).split())
+        print(f"{name}: {way}: {type(error).__name__}: {text[-300:]}")
+        return {f"{way}_sqnr": "fails"}
+    return {
+        f"{way}_sqnr": f"{figures.sqnr:.1f}",
+        f"{way}_float_operations": str(figures.float_operations),
+    }
+
+
+if __name__ == "__main__":
+    main()
