@@ -358,7 +358,8 @@ _OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "spatial slices": lambda x: x[:, 1:-2, ::2],
     "a single row": lambda x: x[:, 3],
     "patch merging": lambda x: ops.concatenate(
-        [x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2]]
+        [x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2]],
+        axis=-1,
     ),
     "split of rows": lambda x: ops.add(*ops.split(x, 2, axis=1)),
     "stack": lambda x: ops.max(ops.stack([x, _conv(x)], axis=1), axis=1),
@@ -370,7 +371,6 @@ _OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "swapaxes": _of(ops.swapaxes, axis1=1, axis2=2),
     "moveaxis": _of(ops.moveaxis, source=1, destination=2),
     "unstack": lambda x: ops.maximum(*ops.unstack(x, axis=1)[:2]),
-    "broadcast_to": lambda x: _conv(ops.broadcast_to(x[:, :1], (1, 12, 12, 8))),
     "grayscale": lambda x: ops.image.rgb_to_grayscale(x[..., :3]),
     "max_pool": _of(ops.max_pool, pool_size=2),
     "rsqrt": lambda x: ops.rsqrt(ops.square(x) + 1.0),

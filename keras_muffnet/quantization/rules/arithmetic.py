@@ -243,7 +243,6 @@ RULES: Rules = {
     "Minimum": _merge("Minimum"),
     "Multiply": _merge("Multiply"),
     "Subtract": _merge("Subtract"),
-    "op Abs": _absolute,
     "op Absolute": _absolute,
     "op Add": _arithmetic("Add"),
     "op Amax": reduction("max"),

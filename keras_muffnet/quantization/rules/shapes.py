@@ -117,16 +117,6 @@ def _tile(w: Writer, x: int) -> int:
     return _tiled(w, x, repeats)
 
 
-def _broadcast(w: Writer, x: int) -> int:
-    old, new = w.call.inputs[0].shape, w.call.outputs[0].shape
-    if len(old) != len(new):
-        w.refuse("must not give a tensor more axes")
-    repeats = [
-        1 if a == b else b for a, b in zip(old[1:], new[1:], strict=True)
-    ]
-    return _tiled(w, x, [1, *repeats])
-
-
 def _tiled(w: Writer, x: int, repeats: Sequence[int]) -> int:
     rank = len(w.call.inputs[0].shape)
     if len(repeats) != rank or repeats[0] != 1:
@@ -536,7 +526,6 @@ RULES: Rules = {
     "ZeroPadding1D": _border("ZeroPadding2D", "padding"),
     "ZeroPadding2D": _border("ZeroPadding2D", "padding"),
     "op AveragePool": _pool_function("AveragePooling2D"),
-    "op BroadcastTo": _broadcast,
     "op Concatenate": _concatenate_constants,
     "op DepthToSpace": _depth_to_space,
     "op ExpandDims": _reshape,
