@@ -486,6 +486,19 @@ def test_an_interrupted_copy_leaves_nothing(site, sources, monkeypatch):
     assert site.folders() == ["1"]
 
 
+def test_a_full_disk_is_named(site, sources, monkeypatch):
+    def fill(source, folder):
+        folder.mkdir()
+        reason = "[Errno 28] No space left on device"
+        raise shutil.Error([("a/saved_model.pb", str(folder / "b"), reason)])
+
+    monkeypatch.setattr(publish.shutil, "copytree", fill)
+    printed = site.run("publish", sources / "2", status=1)
+    for text in ("a/saved_model.pb was not copied to", "No space left on dev"):
+        assert text in printed
+    assert site.folders() == ["1"]
+
+
 def test_one_publication_at_a_time(site, sources):
     folder = os.open(site.base_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_SH)  # an exclusive one has to wait

@@ -128,14 +128,15 @@ class App:
     ) -> None:
         """Answers one HTTP request; ASGI's entry point."""
         start = time.perf_counter()
-        body: bytes | None = b""
+        body = b""
         method, path = scope["method"], _raw_path(scope)
         try:
-            body = await _read_body(
+            read = await _read_body(
                 receive, scope["headers"], self._limits.body
             )
-            if body is None:
+            if read is None:
                 return
+            body = read
             answer = await self._answer(method, path, scope["headers"], body)
         except ServingError as error:
             status = _HTTP_STATUS.get(error.code, 500)
