@@ -1,9 +1,11 @@
 """A wheel holds all that the package needs."""
 
+import re
 import shutil
 import tarfile
 import zipfile
 
+import keras_muffnet
 from tests.conftest import ROOT
 
 FILES = (
@@ -49,6 +51,7 @@ def test_wheel_is_complete_and_imports_elsewhere(run_python, tmp_path):
         *(str(path.relative_to(ROOT)) for path in sources),
         "keras_muffnet/py.typed",
         "keras_muffnet/model_server/page.html",
+        "keras_muffnet/training/fast/kernels.c",
     }
     site = tmp_path / "site"
     run_python(
@@ -57,7 +60,17 @@ def test_wheel_is_complete_and_imports_elsewhere(run_python, tmp_path):
     )
     code = (
         "import keras_muffnet as k; print(k.__file__);"
-        "print(k.stages_from_notation('average+geometric+none')[1].width)"
+        "print(k.stages_from_notation('average+geometric+none')[1].width);"
+        "from keras_muffnet._optional import install_command;"
+        "print(install_command('client'));"
+        "from keras_muffnet.cli.main import main; main(['--version'])"
     )
     printed = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(site))
-    assert printed == f"{site}/keras_muffnet/__init__.py\n132\n"
+    where, width, command, version = printed.splitlines()
+    assert (where, width) == (f"{site}/keras_muffnet/__init__.py", "132")
+    # The package is on no index: the command names what its extra brings.
+    packages = re.findall(r'"(\w+)\S+"', command.removeprefix("pip install "))
+    assert packages == ["httpx", "orjson", "tenacity"]
+    assert version == f"keras-muffnet {keras_muffnet.__version__}"
+    [entry_points] = site.glob("*.dist-info/entry_points.txt")
+    assert "muffnet = keras_muffnet.cli.main:main" in entry_points.read_text()
