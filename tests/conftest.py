@@ -59,7 +59,8 @@ def muffnet(capfd):
         if not status:
             return out
         assert "Traceback" not in err
-        [line] = [k for k in err.splitlines() if k.startswith("muffnet")]
+        said = [k for k in err.splitlines() if k.startswith("muffnet")]
+        [line] = [k for k in said if ": warning: " not in k]
         assert line.startswith(f"muffnet {args[0]}: ")
         return line
 

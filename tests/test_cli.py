@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from keras_muffnet import MuffNet
 from keras_muffnet.cli import common
+from keras_muffnet.cli import quantize_classifier
 from keras_muffnet.cli.main import COMMANDS
 from keras_muffnet.cli.main import main
 from keras_muffnet.litert.metadata import read_metadata
@@ -170,6 +172,18 @@ def test_a_truncated_image_is_one_line(
     for command in (train, evaluate, quantize):
         assert "1.png" in muffnet(*command, status=1)
     assert not list(tmp_path.rglob("*.tflite"))
+
+
+def test_quantize_leaves_bad_images_out(truncated):
+    args = mock.Mock(
+        data=str(truncated), size=None, train_images=None, seed=0, on_bad="skip"
+    )
+    args.train_split, args.test_split = "train", "test"
+    model = mock.Mock(input_shape=(None, 8, 8, 3))
+    with pytest.warns(UserWarning, match=r"2 bad images .*1\.png"):
+        train, test, _ = quantize_classifier.load_data(model, args)
+    assert train[0].shape == (14, 8, 8, 3) and test[0].shape == (6, 8, 8, 3)
+    assert train[1].tolist() == [0] * 7 + [1] * 7
 
 
 def test_images_of_other_classes_are_refused(muffnet, photos, tmp_path):

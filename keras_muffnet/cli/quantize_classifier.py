@@ -147,15 +147,19 @@ def load_data(
         return *load_npz(args.data, args.train_images, args.seed), None
     *sides, channels = model.input_shape[1:]
     size = common.image_size(args, (sides[0], sides[1]))
+    settings: dict[str, Any] = {
+        "channels": channels,
+        "on_bad_image": args.on_bad,
+    }
     train = data.load_images(
         args.data,
         args.train_split,
         size,
-        channels=channels,
         limit=args.train_images,
         seed=args.seed,
+        **settings,
     )
-    test = data.load_images(args.data, args.test_split, size, channels=channels)
+    test = data.load_images(args.data, args.test_split, size, **settings)
     return train[:2], test[:2], list(train.class_names)
 
 

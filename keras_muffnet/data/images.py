@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from typing import TYPE_CHECKING
 from typing import NamedTuple
 
@@ -47,6 +48,7 @@ def load_images(
     channels: int = 3,
     limit: int | None = None,
     seed: int = 0,
+    on_bad_image: str = "raise",
 ) -> ImageSet:
     """Loads labelled images of one size into memory.
 
@@ -66,6 +68,8 @@ def load_images(
             each with the same chance, so that classes keep their shares but
             for chance. None loads all.
         seed: of the draw.
+        on_bad_image: `"raise"`, or `"skip"` to leave bad images out, with a
+            warning that names the first.
 
     Raises:
         ImportError: if the package that the source needs is not installed.
@@ -86,6 +90,11 @@ def load_images(
         )
     if limit is not None:
         limit = positive_integer("limit", limit)
+    if on_bad_image not in ("raise", "skip"):
+        raise ValueError(
+            "`on_bad_image` must be 'raise' or 'skip'. Received: "
+            f"on_bad_image={on_bad_image!r}"
+        )
     shape = (height, width, channels)
     if not isinstance(source, Source):
         source = open_source(source)
@@ -98,7 +107,17 @@ def load_images(
     images = np.empty((len(picked), *shape), np.uint8)
     geometry = Geometry((height, width), channels=channels)
     labels, bad = make_reader().scan(examples, geometry, images)
-    refuse_bad(examples, bad)
+    if bad and on_bad_image == "skip":
+        first = min(bad)
+        warnings.warn(
+            f"{len(bad)} bad images of the split {split!r} are left out, the "
+            f"first {examples.name(first)!r} ({bad[first]})",
+            stacklevel=2,
+        )
+        good = np.setdiff1d(np.arange(len(labels)), [*bad])
+        images, labels = images[good], labels[good]
+    else:
+        refuse_bad(examples, bad)
     return ImageSet(images, labels, source.class_names)
 
 
