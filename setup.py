@@ -27,8 +27,8 @@ DATASETS = [
 ARRAYS = ["pillow>=11,<14"]
 # HEIC images, as phones take them.
 HEIF = [*ARRAYS, "pillow-heif>=0.18,<2"]
-# COCO's evaluation; images with boxes, which Pillow decodes.
-DETECTION = [*ARRAYS, "pycocotools>=2.0.11,<3"]
+# Images with boxes, which Pillow decodes; COCO's evaluation; YOLO's lists.
+DETECTION = [*ARRAYS, "pycocotools>=2.0.11,<3", "pyyaml>=6,<7"]
 # Videos for `muffnet detect`.
 VIDEO = ["imageio[ffmpeg]>=2.34,<3"]
 QUANTIZATION = [

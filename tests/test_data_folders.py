@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_muffnet.data import PLAIN
 from keras_muffnet.data import balanced_class_weights
+from keras_muffnet.data import make_feed
 from keras_muffnet.data import open_source
 from keras_muffnet.data.examples import held_out
 from keras_muffnet.data.layout import SUFFIXES
@@ -459,3 +461,56 @@ def test_class_weights(tmp_path):
     weights = balanced_class_weights(open_source(tmp_path).split("train"))
     assert weights == pytest.approx({0: 8 / 12, 1: 2.0})
     assert (6 * weights[0] + 2 * weights[1]) / 8 == pytest.approx(1)
+
+
+def test_what_looks_wrong_is_warned_of(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def noise(side):
+        file = io.BytesIO()
+        pixels = rng.integers(0, 256, (side, side, 3), "uint8")
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    files = {f"train/a/{i}.png": noise(4) for i in range(9)}
+    files |= {f"test/a/{i}.png": noise(4) for i in range(4)}
+    files["train/a/large.png"] = noise(41)
+
+    def told(path, split="test"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            make_feed(
+                open_source(path),
+                PLAIN,
+                size=(4, 4),
+                batch_size=2,
+                test_split=split,
+                backend="arrays",
+                cache=False,
+            )
+        texts = [str(warning.message) for warning in caught]
+        assert any("one class only" in text for text in texts)
+        [large] = [text for text in texts if "100 times" in text]
+        assert "'train'" in large and "1: " in large
+        assert "train/a/large.png" in large
+        return [text for text in texts if "the same images" in text]
+
+    for name in ("set", "set.zip"):
+        for again in (False, True):
+            if again:
+                files["test/a/again.png"] = files["train/a/5.png"]
+            else:
+                files.pop("test/a/again.png", None)
+            if name == "set":
+                write(tmp_path / name, files)
+            else:
+                with zipfile.ZipFile(tmp_path / name, "w") as archive:
+                    for file, content in files.items():
+                        archive.writestr(file, content)
+            same = told(tmp_path / name)
+            assert len(same) == again
+            for text in same:
+                assert "in 'train' and 'test': 1: " in text
+                assert "test/a/again.png" in text
+            # Twice the same split is not the same images in two.
+            assert not told(tmp_path / name, "train")

@@ -137,6 +137,7 @@ def rgb_with_pillow(
     encoded: bytes,
     at_least: tuple[int, int] | None = None,
     max_pixels: int | None = None,
+    upright: bool = True,
 ) -> Any:
     """Decodes an image to RGB, upright.
 
@@ -147,6 +148,7 @@ def rgb_with_pillow(
             its size, which is faster. None for the full size.
         max_pixels: the most pixels, height times width. None for Pillow's own
             bound.
+        upright: turns the image as EXIF says. False takes it as it is stored.
 
     Returns:
         A `PIL.Image.Image`.
@@ -157,6 +159,7 @@ def rgb_with_pillow(
     """
     pillow = load_optional("PIL.Image", "arrays")
     image, turned = _open(encoded)
+    turned = turned if upright else 1
     if max_pixels is not None and math.prod(image.size) > max_pixels:
         raise ValueError(
             f"it has {image.width} x {image.height} pixels, more than "
@@ -187,8 +190,11 @@ def rgb_with_pillow(
     return upright_with_pillow(image, turned)
 
 
-def upright_size(encoded: bytes) -> tuple[int, int]:
-    """Reads the width and height of an image seen upright; decodes nothing.
+def image_sizes(encoded: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Reads the height and width of an image; decodes nothing.
+
+    Returns:
+        Those of the image seen upright, and those it is stored with.
 
     Raises:
         ImportError: if Pillow is not installed.
@@ -196,7 +202,8 @@ def upright_size(encoded: bytes) -> tuple[int, int]:
     """
     image, turned = _open(encoded)
     width, height = image.size
-    return (height, width) if turned >= 5 else (width, height)
+    stored = (height, width)
+    return (stored[::-1] if turned >= 5 else stored), stored
 
 
 def _open(encoded: bytes) -> tuple[Any, int]:

@@ -140,8 +140,8 @@ def missing_split(source: str, splits: Sequence[str], name: str) -> ValueError:
     )
 
 
-def hold_out(source: Source, fraction: float, seed: int) -> Source:
-    """Makes a split `"val"` of a part of the training images."""
+def check_fraction(fraction: float, source: str, splits: Sequence[str]) -> None:
+    """Raises if a part of the training images cannot be held out."""
     if (
         not isinstance(fraction, (int, float))
         or isinstance(fraction, bool)
@@ -151,12 +151,17 @@ def hold_out(source: Source, fraction: float, seed: int) -> Source:
             "`validation_split` must be between 0 and 1. Received: "
             f"validation_split={fraction!r}"
         )
-    if "val" in source.splits:
+    if "val" in splits:
         raise ValueError(
             "`validation_split` must be None where there are validation "
-            f"images. Received: validation_split={fraction} for "
-            f"{source.name!r}, with the splits {listed(source.splits)}"
+            f"images. Received: validation_split={fraction} for {source!r}, "
+            f"with the splits {listed(splits)}"
         )
+
+
+def hold_out(source: Source, fraction: float, seed: int) -> Source:
+    """Makes a split `"val"` of a part of the training images."""
+    check_fraction(fraction, source.name, source.splits)
 
     @functools.cache
     def parts() -> tuple[Examples, np.ndarray]:

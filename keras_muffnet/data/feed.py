@@ -18,6 +18,7 @@ from keras_muffnet._arguments import positive_integer
 from keras_muffnet.data.augmentation import Augmentation
 from keras_muffnet.data.augmentation import Draws
 from keras_muffnet.data.augmentation import permutation
+from keras_muffnet.data.checks import warn_of_images
 from keras_muffnet.data.digits import DigitsExamples
 from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
@@ -434,8 +435,8 @@ def make_feed(
         val_split: name of the split that `Feed.validation` gives, to compare
             epochs on. None gives the test split.
         on_bad_image: `"raise"`, or `"skip"` to leave bad images out and list
-            them in `Feed.skipped`. Bad are files that are no whole image, that
-            have other than 1 or 3 channels, or whose label is out of range.
+            them in `Feed.skipped`. Bad are files that are no whole image, and
+            images whose label is out of range.
             Images that are not kept in memory are read once more for it.
         cache: keeps decoded images in memory. None does where they fit in half
             of the machine's memory. Random crops by area (`IMAGENET`) are
@@ -509,6 +510,9 @@ def make_feed(
             f"{len(train)}. Received: batch_size={batch_size}"
         )
     val = test if val_split is None else source.split(val_split)
+    warn_of_images(
+        {train_split: train, val_split or test_split: val, test_split: test}
+    )
     if cache is None:
         count = len(train) + len(test) + (0 if val is test else len(val))
         pixels = count * math.prod(size)

@@ -26,6 +26,9 @@ from keras_muffnet.data.layout import is_hidden
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
+# Bytes at the end of files that are compared first.
+_END = 512
+
 
 class FileExamples(Examples):
     """Images that are files."""
@@ -52,6 +55,12 @@ class FileExamples(Examples):
     def size(self, position: int) -> int:
         """How many bytes the image has, encoded."""
         return os.path.getsize(self.paths[position])
+
+    def end(self, position: int) -> bytes:
+        """The last bytes of the image, encoded."""
+        with open(self.paths[position], "rb") as file:
+            file.seek(max(0, self.size(position) - _END))
+            return file.read()
 
     def read(self, position: int) -> tuple[bytes, int]:
         with open(self.paths[position], "rb") as file:
@@ -88,6 +97,9 @@ class ArchiveExamples(FileExamples):
 
     def size(self, position: int) -> int:
         return len(self.files[self.paths[position]])
+
+    def end(self, position: int) -> bytes:
+        return self.files[self.paths[position]][-_END:]
 
     def read(self, position: int) -> tuple[bytes, int]:
         return self.files[self.paths[position]], self.labels[position]

@@ -8,10 +8,20 @@ coordinates: an image of width W spans 0 to W.
 """
 
 import dataclasses
+import functools
+import os
+import re
+import warnings
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from keras_muffnet.data.examples import check_fraction
+from keras_muffnet.data.examples import held_out
+from keras_muffnet.data.examples import missing_split
+from keras_muffnet.data.examples import split_named
 
 # Pixels that a box may reach out of its image without being said to: what
 # rounding does.
@@ -195,6 +205,31 @@ class DetectionExamples:
         raise NotImplementedError
 
 
+class _Taken(DetectionExamples):
+    """Some of other examples."""
+
+    def __init__(self, examples: DetectionExamples, positions: np.ndarray):
+        super().__init__()
+        self.examples = examples
+        self.positions = positions
+        self.problems = examples.problems
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def name(self, position: int) -> str:
+        return self.examples.name(int(self.positions[position]))
+
+    def id(self, position: int) -> str | int:
+        return self.examples.id(int(self.positions[position]))
+
+    def read(self, position: int) -> bytes:
+        return self.examples.read(int(self.positions[position]))
+
+    def describe(self, position: int) -> Description:
+        return self.examples.describe(int(self.positions[position]))
+
+
 @dataclasses.dataclass(frozen=True)
 class DetectionSource:
     """Images with boxes, in splits. Made by `open_detection_source`.
@@ -203,12 +238,14 @@ class DetectionSource:
         name: as it was given to `open_detection_source`.
         class_names: a name for each class, from 0; there is no background.
         first_pixel: of Pascal VOC folders, the coordinate of the first pixel.
+        splits: those that there are, `"train"`, `"val"` and `"test"` first.
     """
 
     name: str
     class_names: tuple[str, ...]
     _split: Callable[[str], DetectionExamples] = dataclasses.field(repr=False)
     first_pixel: int | None = None
+    splits: tuple[str, ...] = ()
 
     def split(self, name: str) -> DetectionExamples:
         """Opens a split.
@@ -223,3 +260,61 @@ class DetectionSource:
                 f"split {name!r} has none"
             )
         return examples
+
+
+# What is given for a split that is not there.
+_STANDS_IN = {"test": "val", "trainval": "train"}
+
+
+def split_of(source: str, splits: Sequence[str], name: str) -> str:
+    """The split that a name means, among those that there are.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for wanted in (name, split_named(name), _STANDS_IN.get(name)):
+        if wanted in splits:
+            return str(wanted)
+    raise missing_split(source, splits, name)
+
+
+def hold_out(
+    source: DetectionSource, fraction: float, seed: int
+) -> DetectionSource:
+    """Makes a split `"val"` of a part of the training images."""
+    check_fraction(fraction, source.name, source.splits)
+
+    @functools.cache
+    def parts() -> tuple[DetectionExamples, np.ndarray]:
+        train = source.split("train")
+        # Paths differ from place to place, and the folder tells nothing.
+        keys = [os.path.basename(train.name(i)) for i in range(len(train))]
+        return train, held_out(keys, [0] * len(keys), fraction, seed)
+
+    def split(name: str) -> DetectionExamples:
+        if name == "test" and "test" not in source.splits:
+            name = "val"
+        if name not in ("train", "val"):
+            return source._split(name)
+        train, held = parts()
+        return _Taken(train, np.flatnonzero(held == (name == "val")))
+
+    splits = ["train", "val", *source.splits]
+    return dataclasses.replace(
+        source, splits=tuple(dict.fromkeys(splits)), _split=split
+    )
+
+
+def warn_of_near_names(source: str, names: Sequence[str]) -> None:
+    """Warns of class names that differ in case or spaces only."""
+    near: dict[str, list[str]] = {}
+    for name in names:
+        plain = re.sub(r"[\W_]+", "", name).casefold()
+        near.setdefault(plain, []).append(name)
+    for same in near.values():
+        if len(same) > 1:
+            told = " and ".join(map(repr, same))
+            warnings.warn(
+                f"{source!r}: the classes {told} are probably one",
+                stacklevel=3,
+            )

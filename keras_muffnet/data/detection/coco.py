@@ -4,6 +4,7 @@ import collections
 import glob
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from keras_muffnet.data.detection.annotations import DetectionExamples
 from keras_muffnet.data.detection.annotations import DetectionSource
 from keras_muffnet.data.detection.annotations import Problem
 from keras_muffnet.data.detection.annotations import RawObject
+from keras_muffnet.data.examples import split_named
 
 
 class CocoExamples(DetectionExamples):
@@ -47,7 +49,7 @@ class CocoExamples(DetectionExamples):
         # The folder that has the first image there is one of.
         self.folder = folders[0]
         for image in self.images[:100]:
-            name = str(image.get("file_name"))
+            name = _file_name(image)
             for folder in folders:
                 if os.path.exists(os.path.join(folder, name)):
                     self.folder = folder
@@ -101,8 +103,7 @@ class CocoExamples(DetectionExamples):
         return len(self.images)
 
     def name(self, position: int) -> str:
-        name = str(self.images[position].get("file_name"))
-        return os.path.join(self.folder, name)
+        return os.path.join(self.folder, _file_name(self.images[position]))
 
     def id(self, position: int) -> str | int:
         return self.images[position]["id"]
@@ -128,13 +129,18 @@ class CocoExamples(DetectionExamples):
         return Description(size, self.annotations.get(position, []))
 
 
+def _file_name(image: dict) -> str:
+    # Windows' separators are a part of a name elsewhere.
+    return str(image.get("file_name")).replace("\\", "/")
+
+
 def _hashable(value: Any) -> bool:
     return isinstance(value, (int, str))
 
 
 def _parse_coco(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             content = json.load(file)
     except OSError as error:
         reason = error.strerror
@@ -181,6 +187,13 @@ def coco_files(path: str) -> dict[str, str]:
         files[os.path.basename(file)[len("instances_") : -len(".json")]] = file
     for file in sorted(glob.glob(f"{root}/*/_annotations.coco.json")):
         files[os.path.basename(os.path.dirname(file))] = file
+    if not files:
+        # By the name alone: train.json, val_annotations.json.
+        for folder in (path, os.path.join(path, "annotations")):
+            for file in sorted(glob.glob(f"{glob.escape(folder)}/*.json")):
+                stem = os.path.splitext(os.path.basename(file))[0].lower()
+                if split := split_named(re.split(r"[_\W]", stem)[0]):
+                    files.setdefault(split, file)
     return files
 
 
@@ -193,7 +206,8 @@ def open_coco(
     """Opens COCO annotation files, by the names of their splits."""
 
     def file_of(split: str) -> tuple[str, str]:
-        wanted = (split, "val") if split == "test" else (split,)
+        stands_in = {"test": ["val"], "trainval": ["train"], "val": ["valid"]}
+        wanted = [split, *stands_in.get(split, [])]
         for start in wanted:
             if start in files:
                 return start, files[start]
@@ -202,7 +216,8 @@ def open_coco(
                 return longer[0], files[longer[0]]
         raise ValueError(
             f"`split` must be of {sorted(files)} or start one of them alone, "
-            f"for {name!r}. Received: split={split!r}"
+            f"for {name!r} (or pass validation_split). Received: "
+            f"split={split!r}"
         )
 
     if class_names is None:
@@ -234,4 +249,12 @@ def open_coco(
         ]
         return CocoExamples(file, found, folders)
 
-    return DetectionSource(name, found, split)
+    standard = [
+        start
+        for start in ("train", "val", "test")
+        if any(key.startswith(start) for key in files)
+    ]
+    others = [key for key in files if not key.startswith(tuple(standard))]
+    return DetectionSource(
+        name, found, split, splits=(*standard, *sorted(others))
+    )

@@ -18,9 +18,9 @@ import numpy as np
 from keras_muffnet._arguments import positive_integer
 from keras_muffnet._optional import load_optional
 from keras_muffnet.data.augmentation import permutation
+from keras_muffnet.data.decoding import image_sizes
 from keras_muffnet.data.decoding import resized_with_pillow
 from keras_muffnet.data.decoding import rgb_with_pillow
-from keras_muffnet.data.decoding import upright_size
 from keras_muffnet.data.detection.annotations import DetectionExamples
 from keras_muffnet.data.detection.annotations import DetectionSource
 from keras_muffnet.data.detection.annotations import Objects
@@ -68,6 +68,8 @@ class _Image(NamedTuple):
     objects: Objects
     # Which of them are targets.
     trained: np.ndarray
+    # Whether the boxes are on the image as the file holds it, not upright.
+    lying: bool
 
 
 @dataclasses.dataclass
@@ -389,6 +391,14 @@ def make_detection_feed(
                 "`source` must hold a good image in each split. Received: "
                 f"all are bad, the first {split.skipped_images[0]}"
             )
+        if not sum(int(image.trained.sum()) for image in split.images):
+            left = [*split.skipped_objects, *split.skipped_images]
+            first = f", the first {left[0]}" if left else ""
+            raise ValueError(
+                "`source` must hold a good object in each split. Received: "
+                f"{len(split.images)} images without any, and {len(left)} bad "
+                f"ones{first}"
+            )
     train, test = splits
     if len(train.images) < batch_size:
         raise ValueError(
@@ -427,9 +437,14 @@ def _decoded(
     least = [math.ceil(side / LEAST_SCALE) for side in size]
     try:
         encoded = examples.read(image.position)
-        if whole:
-            return np.asarray(rgb_with_pillow(encoded, (least[0], least[1])))
-        return np.asarray(resized_with_pillow(rgb_with_pillow(encoded), size))
+        pixels = rgb_with_pillow(
+            encoded,
+            (least[0], least[1]) if whole else None,
+            upright=not image.lying,
+        )
+        return np.asarray(
+            pixels if whole else resized_with_pillow(pixels, size)
+        )
     except (OSError, ValueError) as error:
         return _problem(examples, image.position, error)
 
@@ -450,8 +465,11 @@ def _scanned(
             # First, so that a missing image is told as such.
             encoded = examples.read(position)
             description = examples.describe(position)
-            width, height = upright_size(encoded)
-            return (height, width), *checked(description, (height, width))
+            upright, stored = image_sizes(encoded)
+            # Some tools draw boxes on the image as the file holds it.
+            lying = description.size == stored != upright
+            size = stored if lying else upright
+            return size, lying, *checked(description, size)
         except (OSError, ValueError) as error:
             return _problem(examples, position, error)
 
@@ -459,7 +477,7 @@ def _scanned(
         if isinstance(found, Problem):
             split.skipped_images.append(found)
             continue
-        size, objects, bad, clipped = found
+        size, lying, objects, bad, clipped = found
         trained = np.ones(len(objects.classes), bool)
         if not train_difficult:
             trained &= ~objects.difficult
@@ -473,7 +491,7 @@ def _scanned(
             trained &= ~surplus
         split.skipped_objects += bad
         split.clipped += clipped
-        split.images.append(_Image(position, size, objects, trained))
+        split.images.append(_Image(position, size, objects, trained, lying))
     if not skip:
         _refuse_bad(split.skipped_images, split.skipped_objects)
     return split

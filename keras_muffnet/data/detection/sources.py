@@ -5,11 +5,15 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 
 from keras_muffnet.data.detection.annotations import DetectionSource
+from keras_muffnet.data.detection.annotations import hold_out
+from keras_muffnet.data.detection.annotations import warn_of_near_names
 from keras_muffnet.data.detection.coco import coco_files
 from keras_muffnet.data.detection.coco import open_coco
 from keras_muffnet.data.detection.tfds import open_detection_tfds
 from keras_muffnet.data.detection.voc import open_voc
-from keras_muffnet.data.detection.voc import voc_folders
+from keras_muffnet.data.detection.voc import voc_lists
+from keras_muffnet.data.detection.yolo import open_yolo
+from keras_muffnet.data.detection.yolo import yolo_file
 
 
 def open_detection_source(
@@ -18,6 +22,8 @@ def open_detection_source(
     images: str | os.PathLike[str] | None = None,
     class_names: Sequence[str] | None = None,
     first_pixel: int | None = None,
+    validation_split: float | None = None,
+    seed: int = 0,
 ) -> DetectionSource:
     """Opens images with boxes. Only TensorFlow Datasets needs TensorFlow.
 
@@ -28,14 +34,19 @@ def open_detection_source(
               `ImageSets/Main/`; its splits are the lists there: `"train"`,
               `"val"`, `"trainval"`, `"test"`. Of a folder of such folders they
               are called `"VOC2007/trainval"`. Lists are joined by a plus sign:
-              `"VOC2007/trainval+VOC2012/trainval"`.
+              `"VOC2007/trainval+VOC2012/trainval"`. Without lists all are
+              training images; images and annotations may be in one folder,
+              and in folders called as splits.
             - a COCO folder: of `annotations/instances_train*.json` and so on,
               or of `train/_annotations.coco.json` beside the images. The
               splits are `"train"`, `"val"`, `"test"`, or longer parts of the
-              name as `"train2017"`. Without annotations of its own, `"test"`
-              gives `"val"`.
+              name as `"train2017"`.
             - a COCO .json file, which is then split `"train"`, or a mapping of
               the names of splits to such files.
+            - a YOLO data.yaml, or its folder: it names classes and the folders
+              or lists of the images of each split. Boxes are in text files
+              beside the images or under `labels/` instead of `images/`.
+              Needs PyYAML.
             - `"tfds:NAME"`: an object detection data set of TensorFlow
               Datasets, such as `coco/2017` and `voc/2007`; its boxes are taken
               as they are.
@@ -52,6 +63,13 @@ def open_detection_source(
             if a 0 is found in the annotations of the training images, else 1.
             Either way a box whose x_min is its x_max has no area: annotation
             tools write a mere click so.
+        validation_split: the part of the images of `"train"` that is held out
+            as the split `"val"`, chosen by `seed` and the images' names, so
+            that images that are added move no other one. None holds out none.
+        seed: of the images held out.
+
+    Without a split of its own, `"test"` gives `"val"` and `"trainval"` gives
+    `"train"`. Class names that differ in case or spaces only are warned of.
 
     Raises:
         ImportError: if the package that the source needs is not installed.
@@ -70,6 +88,19 @@ def open_detection_source(
             "`first_pixel` must be 0, 1 or None. Received: "
             f"first_pixel={first_pixel!r}"
         )
+    opened = _open(source, images, class_names, first_pixel)
+    warn_of_near_names(opened.name, opened.class_names)
+    if validation_split is None:
+        return opened
+    return hold_out(opened, validation_split, seed)
+
+
+def _open(
+    source: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    images: str | os.PathLike[str] | None,
+    class_names: tuple[str, ...] | None,
+    first_pixel: int | None,
+) -> DetectionSource:
     if isinstance(source, str) and source.startswith("tfds:"):
         return open_detection_tfds(source, class_names)
     if isinstance(source, Mapping) and source:
@@ -80,13 +111,16 @@ def open_detection_source(
         path = os.fspath(source)
         if os.path.isfile(path) and path.lower().endswith(".json"):
             return open_coco(path, {"train": path}, images, class_names)
-        if folders := voc_folders(path):
-            return open_voc(path, folders, class_names, first_pixel)
+        if file := yolo_file(path):
+            return open_yolo(file, class_names)
+        if lists := voc_lists(path):
+            return open_voc(path, lists, class_names, first_pixel)
         if files := coco_files(path):
             return open_coco(path, files, images, class_names)
     raise ValueError(
-        "`source` must be a folder in the layout of Pascal VOC (with "
-        "ImageSets/Main) or COCO (with annotations/instances_*.json or "
-        "*/_annotations.coco.json), a COCO .json file or a mapping of splits "
-        f"to such files, or 'tfds:NAME'. Received: source={source!r}"
+        "`source` must be a folder in the layout of Pascal VOC (images and "
+        ".xml files), COCO (with annotations/instances_*.json or "
+        "*/_annotations.coco.json) or YOLO (with data.yaml), a COCO .json file "
+        "or a mapping of splits to such files, or 'tfds:NAME'. Received: "
+        f"source={source!r}"
     )

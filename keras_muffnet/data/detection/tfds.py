@@ -11,6 +11,7 @@ from keras_muffnet.data.detection.annotations import DetectionExamples
 from keras_muffnet.data.detection.annotations import DetectionSource
 from keras_muffnet.data.detection.annotations import Problem
 from keras_muffnet.data.detection.annotations import RawObject
+from keras_muffnet.data.examples import split_named
 from keras_muffnet.data.records import RecordExamples
 from keras_muffnet.data.records import parse_features
 from keras_muffnet.data.tfds import tfds_named
@@ -142,4 +143,10 @@ def open_detection_tfds(
         files, positions = tfds_records(builder, source, name)
         return TfdsExamples(files, positions, labels, names)
 
-    return DetectionSource(source, found, split)
+    own = {split_named(name) or name: name for name in builder.info.splits}
+    return DetectionSource(
+        source,
+        found,
+        lambda name: split(own.get(name, name)),
+        splits=tuple(own),
+    )

@@ -1,0 +1,194 @@
+"""Images with boxes as YOLO has them: data.yaml, images and text files."""
+
+import os
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from keras_muffnet._optional import load_optional
+from keras_muffnet.data.detection.annotations import Description
+from keras_muffnet.data.detection.annotations import DetectionExamples
+from keras_muffnet.data.detection.annotations import DetectionSource
+from keras_muffnet.data.detection.annotations import Problem
+from keras_muffnet.data.detection.annotations import RawObject
+from keras_muffnet.data.detection.annotations import split_of
+from keras_muffnet.data.layout import SUFFIXES
+
+_YAML = (".yaml", ".yml")
+
+
+class YoloExamples(DetectionExamples):
+    """Images, each with a text file of a row an object."""
+
+    def __init__(
+        self, images: Sequence[str], labels: Sequence[int | None], names: Any
+    ):
+        super().__init__()
+        self.images = images
+        # From the file's number of a class to ours.
+        self.labels = labels
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, position: int) -> str:
+        return self.images[position]
+
+    def id(self, position: int) -> str:
+        return os.path.splitext(os.path.basename(self.images[position]))[0]
+
+    def read(self, position: int) -> bytes:
+        with open(self.images[position], "rb") as file:
+            return file.read()
+
+    def describe(self, position: int) -> Description:
+        path = _label_file(self.images[position])
+        if path is None:
+            return Description(None, [])  # nothing to be seen on it
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                rows = [line.split() for line in file]
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"its annotation {path!r} cannot be read: {error}"
+            ) from None
+        objects = [
+            self._object(f"{path}, row {number}", row)
+            for number, row in enumerate(rows, 1)
+            if row
+        ]
+        return Description(None, objects, normalised=True)
+
+    def _object(self, name: str, row: Sequence[str]) -> RawObject | Problem:
+        try:
+            label, *numbers = int(float(row[0])), *map(float, row[1:])
+        except (ValueError, OverflowError):
+            return Problem(name, f"it is {' '.join(row)!r:.100}")
+        if not 0 <= label < len(self.labels):
+            return Problem(
+                name,
+                f"its class is {label}, not of 0 to {len(self.labels) - 1}",
+            )
+        ours = self.labels[label]
+        if ours is None:
+            reason = f"its class is {self.names[label]!r}, not listed"
+            return Problem(name, reason)
+        if len(numbers) in (4, 5):  # a detector adds its score
+            x, y, width, height = numbers[:4]
+            box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        elif len(numbers) >= 6 and len(numbers) % 2 == 0:
+            # The corners of an outline.
+            xs, ys = numbers[0::2], numbers[1::2]
+            box = min(xs), min(ys), max(xs), max(ys)
+        else:
+            return Problem(name, f"it has {len(numbers)} numbers, not 4")
+        return RawObject(name, box, ours)
+
+
+def _label_file(image: str) -> str | None:
+    """Where the boxes of an image are, if anywhere."""
+    parts = f"{os.path.splitext(image)[0]}.txt".split(os.sep)
+    found = [os.sep.join(parts)]
+    if "images" in parts[:-1]:
+        at = len(parts) - 2 - parts[-2::-1].index("images")
+        found.insert(0, os.sep.join([*parts[:at], "labels", *parts[at + 1 :]]))
+    return next((path for path in found if os.path.isfile(path)), None)
+
+
+def yolo_file(path: str) -> str | None:
+    """The data.yaml that a path names, or that lies in a folder."""
+    if path.lower().endswith(_YAML) and os.path.isfile(path):
+        return path
+    if not os.path.isdir(path):
+        return None
+    names = [n for n in sorted(os.listdir(path)) if n.lower().endswith(_YAML)]
+    for name in sorted(names, key=lambda n: not n.startswith("data.")):
+        with open(os.path.join(path, name), encoding="utf-8-sig") as file:
+            if any(line.startswith("names") for line in file):
+                return os.path.join(path, name)
+    return None
+
+
+def open_yolo(
+    file: str, class_names: tuple[str, ...] | None
+) -> DetectionSource:
+    """Opens the images that a data.yaml lists."""
+    yaml = load_optional("yaml", "detection")
+    try:
+        with open(file, encoding="utf-8-sig") as opened:
+            content = yaml.safe_load(opened)
+        names = content["names"]
+        if isinstance(names, Mapping):
+            names = [names[i] for i in range(len(names))]
+        names = tuple(str(name).strip() for name in names)
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            "`source` must have a list of names in its data.yaml. Received: "
+            f"{file!r}, which cannot be read: {reason}"
+        ) from None
+    found = class_names or names
+    labels = [found.index(n) if n in found else None for n in names]
+    entries: dict[str, list[str]] = {}
+    for split in ("train", "val", "test"):
+        for key in (split, "valid") if split == "val" else (split,):
+            entry = content.get(key)
+            if isinstance(entry, str):
+                entry = [entry]
+            if isinstance(entry, list) and entry:
+                entries.setdefault(split, [str(item) for item in entry])
+
+    def images(split: str) -> list[str]:
+        name = split_of(file, list(entries), split)
+        return [
+            image
+            for entry in entries[name]
+            for image in _images(file, str(content.get("path") or ""), entry)
+        ]
+
+    return DetectionSource(
+        file,
+        found,
+        lambda split: YoloExamples(images(split), labels, names),
+        splits=tuple(entries),
+    )
+
+
+def _images(file: str, root: str, entry: str) -> list[str]:
+    """The images of an entry: a folder, or a text file that lists them."""
+    folder = os.path.dirname(os.path.abspath(file))
+    entry = entry.replace("\\", "/")
+    bare = entry
+    while bare.startswith(("../", "./")):
+        # Roboflow writes paths from a folder that is not there.
+        bare = bare.partition("/")[2]
+    tried = [
+        os.path.normpath(os.path.join(folder, root, entry)),
+        os.path.normpath(os.path.join(folder, entry)),
+        os.path.normpath(os.path.join(folder, root, bare)),
+        os.path.normpath(os.path.join(folder, bare)),
+    ]
+    path = next((path for path in tried if os.path.exists(path)), None)
+    if path is None:
+        raise ValueError(
+            f"`source` must hold what its data.yaml lists. Received: {file!r}, "
+            f"with {entry!r}, which is not at {tried[0]!r}"
+        )
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8-sig") as opened:
+            lines = [line.strip().replace("\\", "/") for line in opened]
+        around = os.path.dirname(path)
+        return [
+            os.path.normpath(os.path.join(around, line))
+            for line in lines
+            if line
+        ]
+    return [
+        os.path.join(inside, name)
+        for inside, folders, names in os.walk(path)
+        for name in sorted(names)
+        if name.lower().endswith(SUFFIXES)
+        and not name.startswith(".")
+        and folders.sort() is None  # the order of folders, too
+    ]
