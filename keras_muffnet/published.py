@@ -25,12 +25,14 @@ class PublishedWeights:
         stem: what the networks start with; see `keras_muffnet.MuffNet`.
         size: height and width in pixels of the images they were trained on.
         sha256: checksum of each network's file, by its width multiplier.
+        crop: how images get that size; see `preprocessing.Preprocessing`.
     """
 
     class_names: tuple[str, ...]
     stem: str
     size: int
     sha256: dict[float, str]
+    crop: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,7 @@ def _read_catalogue(path: pathlib.Path) -> dict[str, PublishedWeights]:
             entry["stem"],
             entry["size"],
             {float(alpha): sha for alpha, sha in entry["sha256"].items()},
+            entry.get("crop"),
         )
         for name, entry in json.loads(path.read_text()).items()
     }

@@ -33,7 +33,8 @@ class SmallFeed:
 
     class_names = ("a", "b")
     preprocessing = Preprocessing(class_names=class_names)
-    train_size = validation_size = test_size = 8
+    train_size = test_size = 8
+    validation_size = 0
     steps_per_epoch = 2
 
     def __init__(self, stop=None):

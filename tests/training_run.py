@@ -49,7 +49,8 @@ class SmallFeed:
     class_names = CLASSES
     preprocessing = Preprocessing(class_names=CLASSES)
     train_size = 48
-    validation_size = test_size = 14
+    test_size = 14
+    validation_size = 0
     steps_per_epoch = 6
     side = 8
 

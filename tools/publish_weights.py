@@ -16,6 +16,7 @@ the one before: the log and the curves then have the epochs of all.
 
 import argparse
 import csv
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -27,6 +28,7 @@ from typing import Any
 from keras_muffnet._files import write_csv
 from keras_muffnet._files import written_aside
 from keras_muffnet.cli.common import run as report_failures
+from keras_muffnet.preprocessing import preprocessing_of
 from keras_muffnet.published import CATALOGUE
 from keras_muffnet.published import DETECTORS
 from keras_muffnet.published import FOLDER
@@ -123,7 +125,15 @@ def publish(args: argparse.Namespace) -> None:
             history = {k: [float(row[k]) for row in log] for k in log[0]}
             plot_curves(history, path, score)
         card = model_card(
-            stem, args, configuration, seeds, log, result[taken], after, about
+            stem,
+            args,
+            configuration,
+            seeds,
+            log,
+            result[taken],
+            after,
+            preprocessing_of(model).describe(),
+            about,
         )
         with written_aside(FOLDER / f"{stem}.md") as path:
             path.write_text(card)
@@ -162,9 +172,10 @@ def accuracy(
     """Top-1 accuracy of a classifier on the test images."""
     from keras_muffnet import data as images
 
+    crop = preprocessing_of(model).crop
     feed = images.make_feed(
         images.open_source(data),
-        images.PLAIN,
+        dataclasses.replace(images.PLAIN, test_crop=crop),
         size=(settings["size"], settings["size"]),
         batch_size=250,
         train_split="test",  # the other one is not opened
@@ -208,6 +219,7 @@ def model_card(
     log: list[dict[str, str]],
     result: dict[str, Any],
     score: float,
+    preprocessing: str,
     about: str,
 ) -> str:
     """Returns the model card, in Markdown."""
@@ -235,7 +247,9 @@ def model_card(
             f"images, {last['accuracy']:.2%} on augmented training images",
         }
         choice = (
-            "The epoch was chosen by the accuracy on the test images "
+            "The epoch was chosen by the accuracy on the validation images."
+            if configuration.get("validation_images")
+            else "The epoch was chosen by the accuracy on the test images "
             "themselves, as\nthe paper's figures are."
         )
         again = (
@@ -247,6 +261,7 @@ def model_card(
         "network": f"{about_network}, {configuration['parameters']:,} weights, "
         "on disk as float16",
         **figures,
+        "images": preprocessing,
         "training images": f"{configuration['train_images']:,}",
         "epochs": f"{len(log)}; the weights are of epoch {epochs}",
         "seed": ", then ".join(seeds),
@@ -316,6 +331,9 @@ def enter(
     else:
         stem = "cifar" if settings["stem"] == "auto" else settings["stem"]
         entry["stem"] = stem
+        crop = preprocessing_of(model).crop
+        if crop is not None:
+            entry["crop"] = crop
         entry.setdefault("sha256", {})[str(float(settings["alpha"]))] = sha256
     with written_aside(path) as aside:
         aside.write_text(json.dumps(catalogue, indent=2) + "\n")

@@ -112,7 +112,8 @@ class Feed:
     Attributes:
         class_names: a name for each label.
         train_size: how many images an epoch draws from.
-        validation_size: how many images `validation` gives.
+        validation_size: how many images `validation` gives; 0 where these
+            are the test images.
         test_size: how many images `evaluation` gives.
         steps_per_epoch: whole batches in an epoch; which images are left over
             differs by epoch.
@@ -135,7 +136,7 @@ class Feed:
     ):
         self.class_names = class_names
         self.train_size = len(train)
-        self.validation_size = len(validation)
+        self.validation_size = 0 if validation is test else len(validation)
         self.test_size = len(test)
         self.steps_per_epoch = len(train) // batch_size
         self.skipped = (*train.skipped, *test.skipped)
@@ -160,7 +161,7 @@ class Feed:
         names = ", ".join(repr(name) for name, _ in self.skipped[:5])
         more = ", ..." if len(self.skipped) > 5 else ""
         parts = f"{self.train_size} training"
-        if self._validation is not self._test:
+        if self.validation_size:
             parts += f", {self.validation_size} validation"
         return (
             f"{parts} and {self.test_size} test images; "

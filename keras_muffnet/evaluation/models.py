@@ -153,7 +153,7 @@ def load_keras_model(
         given = dict(network or {})
         alpha = given.pop("alpha", min(entry.sha256))
         _refuse_network(model, given)
-        known = Preprocessing(class_names=entry.class_names)
+        known = Preprocessing(entry.crop, class_names=entry.class_names)
         image = ImageInput(known.get_config(), shape=image_shape(entry.size))
         return MuffNet(
             input_tensor=image.output,

@@ -175,6 +175,11 @@ class _Run:
         )
         saved = self._load()
         epoch, step = (saved.epoch, saved.step) if saved else (0, 0)
+        if not self.feed.validation_size:
+            self._say(
+                "There are no validation images: the best epoch is chosen on "
+                "the test images"
+            )
         phases = self.task.phases()
         for phase in phases:
             # Now, not after hours: it raises where a layer is unknown.
@@ -340,7 +345,7 @@ class _Run:
         row |= {f"val_{name}": value for name, value in tested.items()}
         if not math.isfinite(row["val_loss"]):
             raise DivergedError(
-                f"The validation loss is {row['val_loss']} after epoch "
+                f"The loss of the images that epochs are compared on is {row['val_loss']} after epoch "
                 f"{epoch + 1}, at learning rate {row['learning_rate']:.4g}"
             )
         self.rows.append(row)
@@ -349,7 +354,8 @@ class _Run:
         self.save(epoch + 1, 0)
         self._save_if_best()
         self._say(
-            f"Validation: {self.task.told(tested)} "
+            f"{'Validation' if self.feed.validation_size else 'Test'}: "
+            f"{self.task.told(tested)} "
             f"(best so far {max(map(self._score, self.rows)):.2%})"
         )
         if self.signals.received:

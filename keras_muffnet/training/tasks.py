@@ -29,7 +29,8 @@ class Feed(Protocol):
     Attributes:
         class_names: a name for each class.
         train_size: number of training images.
-        validation_size: number of validation images.
+        validation_size: number of validation images; 0 where `validation`
+            gives the test images.
         test_size: number of test images.
         steps_per_epoch: batches of an epoch.
         preprocessing: how test images are made ready.

@@ -95,7 +95,7 @@ class DetectionFeed:
         class_names: a name for each class.
         train_size: how many images an epoch draws from.
         test_size: how many images `evaluation` gives.
-        validation_size: the same.
+        validation_size: 0; `validation` gives the test images.
         steps_per_epoch: whole batches in an epoch; which images are left over
             differs by epoch.
         preprocessing: how images are made ready, for a model to keep.
@@ -121,7 +121,8 @@ class DetectionFeed:
     ):
         self.class_names = source.class_names
         self.train_size = len(train.images)
-        self.test_size = self.validation_size = len(test.images)
+        self.test_size = len(test.images)
+        self.validation_size = 0  # epochs are compared on the test images
         self.steps_per_epoch = self.train_size // batch_size
         self.preprocessing = Preprocessing(None, mean, std, self.class_names)
         self.max_objects = max_objects
