@@ -345,7 +345,7 @@ class _Run:
         row |= {f"val_{name}": value for name, value in tested.items()}
         if not math.isfinite(row["val_loss"]):
             raise DivergedError(
-                f"The loss of the images that epochs are compared on is {row['val_loss']} after epoch "
+                f"`val_loss` is {row['val_loss']} after epoch "
                 f"{epoch + 1}, at learning rate {row['learning_rate']:.4g}"
             )
         self.rows.append(row)
