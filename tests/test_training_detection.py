@@ -1,6 +1,7 @@
 """Training of detectors: runs that resume, first weights, recipes."""
 
 import csv
+import dataclasses
 import json
 
 import keras
@@ -17,8 +18,11 @@ from keras_muffnet.training import build_detector
 from keras_muffnet.training import configure_keras
 from keras_muffnet.training import fit
 from keras_muffnet.training import load_recipe
+from keras_muffnet.training import open_detection_feed
 from keras_muffnet.training import recipe_names
 from keras_muffnet.training.schedules import make_schedule
+from tests.test_data_detection import VOC
+from tests.test_data_detection import write_coco
 from tests.test_data_detection import write_voc
 from tests.test_detection import padded
 from tests.test_detection import small_ssd
@@ -234,3 +238,27 @@ def test_backbones_are_compared(tmp_path, monkeypatch):
         assert 0 <= float(row["ap50"]) <= 1
         assert float(row["float_ms"]) > 0
         assert float(row["int8_ms"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("lists", "train_size"),
+    [
+        ({"trainval": "abcd", "train": "ab", "test": "tu"}, 4),
+        ({"train": "abc", "val": "tu"}, 3),
+        (None, 3),  # COCO
+    ],
+)
+def test_the_small_recipe_finds_the_splits(lists, train_size, tmp_path):
+    if lists is None:
+        write_coco(tmp_path, "train2017")
+        write_coco(tmp_path, "val2017")
+    else:
+        write_voc(tmp_path / "voc", lists, VOC)
+    recipe = dataclasses.replace(
+        load_recipe("ssd300_fast", DetectionRecipe),
+        data=str(tmp_path if lists is None else tmp_path / "voc"),
+        size=32,
+        batch_size=2,
+        test_split="val" if lists and "test" not in lists else "test",
+    )
+    assert open_detection_feed(recipe).train_size == train_size

@@ -12,6 +12,7 @@ from keras_muffnet.baselines import MobileNet
 from keras_muffnet.baselines import MobileNetV2
 from keras_muffnet.baselines import ShuffleNetV2
 from keras_muffnet.blocks import image_shape
+from keras_muffnet.data.detection.annotations import DetectionSource
 from keras_muffnet.data.detection.augmentation import SSDAugmentation
 from keras_muffnet.data.detection.feed import DetectionFeed
 from keras_muffnet.data.detection.feed import make_detection_feed
@@ -61,17 +62,30 @@ def open_detection_feed(recipe: DetectionRecipe) -> DetectionFeed:
             "`data` must name the images: a folder of Pascal VOC or COCO, or "
             "'tfds:NAME'. Received: data=None"
         )
+    source = open_detection_source(recipe.data)
+    train_split = recipe.train_split
+    if train_split is None:
+        both = _has(source, "trainval") and _has(source, recipe.test_split)
+        train_split = "trainval" if both else "train"
     return make_detection_feed(
-        open_detection_source(recipe.data),
+        source,
         size=(recipe.size, recipe.size),
         batch_size=recipe.batch_size,
         max_objects=recipe.max_objects,
         seed=recipe.seed,
         augment=SSDAugmentation(hue=recipe.hue, expansion=recipe.expansion),
-        train_split=recipe.train_split,
+        train_split=train_split,
         test_split=recipe.test_split,
         on_bad_annotation=recipe.on_bad,
     )
+
+
+def _has(source: DetectionSource, split: str) -> bool:
+    try:
+        source.split(split)
+    except ValueError:
+        return False
+    return True
 
 
 def build_detector(recipe: DetectionRecipe, classes: int) -> keras.Model:

@@ -229,7 +229,11 @@ class DetectionRecipe(RunRecipe):
     expansion: float = _setting(
         "the most that half of the training images shrink by, on a canvas", 4.0
     )
-    train_split: str = _setting("split that is trained on", "train")
+    train_split: str | None = _setting(
+        "split that is trained on; none: 'trainval' where there is one beside "
+        "the test split, else 'train'",
+        "train",
+    )
     test_split: str = _setting("split that is evaluated on", "test")
     max_objects: int | None = _setting(
         "objects of an image at most; none takes as many as there are", None
