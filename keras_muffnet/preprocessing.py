@@ -263,13 +263,3 @@ def scales_pixels(model: "keras.Model") -> bool:
     first = trace(model).calls[0].operation
     scaling = (keras.layers.Normalization, keras.layers.Rescaling)
     return isinstance(first, scaling)
-
-
-def normalization_of(model: "keras.Model") -> tuple[float, float]:
-    """Returns the mean and the standard deviation that a model's pixels need.
-
-    Args:
-        model: a functional or sequential model.
-    """
-    known = preprocessing_of(model)
-    return known.mean, known.std

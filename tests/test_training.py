@@ -6,12 +6,14 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 from tensorflow.core.util.event_pb2 import Event
@@ -20,6 +22,7 @@ from keras_muffnet.training import DivergedError
 from keras_muffnet.training import checkpoints
 from keras_muffnet.training import fit
 from keras_muffnet.training import loop
+from keras_muffnet.training import open_feed
 from keras_muffnet.training.loop import Interrupted
 from tests.conftest import ROOT
 from tests.training_run import Batches
@@ -575,3 +578,56 @@ def test_a_network_of_many_threads_is_deterministic(backend, tmp_path):
         line for line in done.stdout.splitlines() if line.startswith("weights")
     )
     assert first == second, moments
+
+
+def test_images_that_changed_are_noticed(tmp_path):
+    stopped_run(tmp_path, 1)
+    changed = StoppingFeed(2)
+    changed.seed = 1
+    with pytest.raises(ValueError, match=r"by their times.*--data-check none"):
+        run(small_recipe(), tmp_path, feed=changed)
+    # In the way in which it was not written down, nothing is known of it.
+    for how in ("contents", "none"):
+        with pytest.raises(StopError):
+            run(small_recipe(data_check=how), tmp_path, feed=changed)
+
+
+def test_a_folders_splits_and_changes(tmp_path):
+    """Where there is a val/, epochs are compared on it, and not on test/."""
+    rng = np.random.default_rng(0)
+    counts = {"train": 6, "val": 3, "test": 4}
+    for split, count in counts.items():
+        for name in ("a", "b"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / f"{k}.png")
+    recipe = small_recipe(data=str(tmp_path), batch_size=4)
+    feed = open_feed(recipe)
+    sizes = (feed.train_size, feed.validation_size, feed.test_size)
+    assert sizes == (12, 6, 8)
+    given = [
+        sum(len(y) for _, y in batches.as_numpy_iterator())
+        for batches in (feed.validation(), feed.evaluation())
+    ]
+    assert given == [6, 8]
+    before = [feed.fingerprint(contents) for contents in (False, True)]
+    assert before == [feed.fingerprint(c) for c in (False, True)]
+    # Other pixels under the same name, of the same size in bytes or not.
+    pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "val" / "b" / "1.png")
+    after = [feed.fingerprint(contents) for contents in (False, True)]
+    assert before[0] != after[0] and before[1] != after[1]
+
+    shutil.rmtree(tmp_path / "val")
+    assert open_feed(recipe).validation_size == 0
+    held = dataclasses.replace(recipe, validation_split=0.3)
+    feed = open_feed(held)
+    assert 0 < feed.validation_size < 12
+    assert feed.train_size + feed.validation_size == 12
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(ValueError, match="`validation_split` must be given"):
+        open_feed(recipe)
+    feed = open_feed(held)  # what is held out is all that there is
+    assert feed.validation_size == 0 and feed.test_size > 0

@@ -68,6 +68,9 @@ class SmallFeed:
     def validation(self):
         return self.evaluation()
 
+    def fingerprint(self, contents=False):
+        return ""
+
     def ground_truth(self):
         truths = []
         for k, listed in enumerate(self.objects):

@@ -33,7 +33,7 @@ DEFAULTS = {
     "epochs": (1, 2),
     "batch_size": (32, 8),
     "calibration_images": (500, 200),
-    "train_split": ("train", "trainval"),
+    "train_split": ("train", None),
     "io_dtype": ("int8", None),
     "float_layers": ([], None),
     "report": (False, None),
@@ -54,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     common.add_data_arguments(parser)
     parser.add_argument(
-        "--train-split", help="(default: train; of a detector trainval)"
+        "--train-split",
+        help="(default: train; of a detector trainval where there is one)",
     )
     parser.add_argument("--test-split", default="test", help="(default: test)")
     parser.add_argument(

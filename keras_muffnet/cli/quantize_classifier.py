@@ -36,15 +36,16 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     from keras_muffnet.export import export_litert
     from keras_muffnet.litert.metadata import c_header
     from keras_muffnet.litert.metadata import embed_metadata
-    from keras_muffnet.preprocessing import normalization_of
+    from keras_muffnet.preprocessing import preprocessing_of
 
     settings = check_settings(args, (args.output / CHECKPOINT).exists())
-    train, test, names = load_data(model, args)
+    known = preprocessing_of(model)
+    train, test, names = load_data(model, args, known.crop)
     if names is not None:
         check_classes(
             names, class_names_of(model, args.model), model.output_shape[-1]
         )
-    mean, std = args.normalization or normalization_of(model)
+    mean, std = args.normalization or (known.mean, known.std)
     files = {kind: args.output / name for kind, name in FILES.items()}
 
     print("Writing float32.tflite")
@@ -55,6 +56,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
         labels=names,
         mean=mean,
         std=std,
+        crop=known.crop,
     )
     with written_aside(files["float32"]) as aside:
         aside.write_bytes(content)
@@ -73,6 +75,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
         "io_dtype": args.io_dtype,
         "labels": names,
         "normalization": (mean, std),
+        "crop": known.crop,
     }
     quantization.convert(quantized, files["int8_post_training"], **options)
 
@@ -138,9 +141,15 @@ def check_settings(args: argparse.Namespace, begun: bool) -> dict[str, Any]:
 
 
 def load_data(
-    model: Any, args: argparse.Namespace
+    model: Any, args: argparse.Namespace, crop: float | None = None
 ) -> tuple[Any, Any, list[str] | None]:
-    """Returns (images, labels) of both splits, and the classes if known."""
+    """Returns (images, labels) of both splits, and the classes if known.
+
+    Args:
+        model: the model, whose images have a size.
+        args: the command line.
+        crop: how images get that size; see `Preprocessing`.
+    """
     from keras_muffnet import data
 
     if args.data.endswith(".npz"):
@@ -149,6 +158,7 @@ def load_data(
     size = common.image_size(args, (sides[0], sides[1]))
     settings: dict[str, Any] = {
         "channels": channels,
+        "crop": crop,
         "on_bad_image": args.on_bad,
     }
     train = data.load_images(

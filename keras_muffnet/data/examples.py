@@ -7,6 +7,7 @@ feeds read from it, so that they see the same examples under the same numbers.
 import dataclasses
 import functools
 import hashlib
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -56,6 +57,13 @@ class Examples:
         """Reads a label alone."""
         return self.read(position)[1]
 
+    def stamp(self, position: int) -> str:
+        """What changes with the image's file: its size and time.
+
+        Empty where the images come from no file.
+        """
+        return ""
+
     def take(self, positions: np.ndarray) -> "Examples":
         """The examples at some positions."""
         return _Taken(self, positions)
@@ -82,6 +90,9 @@ class _Taken(Examples):
 
     def label(self, position: int) -> int:
         return self.examples.label(int(self.positions[position]))
+
+    def stamp(self, position: int) -> str:
+        return self.examples.stamp(int(self.positions[position]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +254,15 @@ def balanced_class_weights(examples: Examples) -> dict[int, float]:
         label: len(examples) / (len(counts) * count)
         for label, count in sorted(counts.items())
     }
+
+
+def file_stamp(path: str) -> str:
+    """Size and time of a file, or that it is not there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{found.st_size}/{found.st_mtime_ns}"
 
 
 def listed(names: Sequence[str]) -> str:

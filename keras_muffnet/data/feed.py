@@ -4,6 +4,7 @@ Batch k of epoch e follows from the seed, e and k: a run that goes on from a
 checkpoint sees what a run never stopped would have seen.
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -168,6 +169,26 @@ class Feed:
             f"{len(self.skipped)} bad ones skipped"
             + (f": {names}{more}" if names else "")
         )
+
+    def fingerprint(self, contents: bool = False) -> str:
+        """Returns a text that other images, or changed ones, have not.
+
+        Args:
+            contents: reads all images, instead of asking for the sizes and
+                times of their files.
+        """
+        digest = hashlib.sha256()
+        for split in (self._train, self._validation, self._test):
+            for position in split.positions.tolist():
+                examples = split.examples
+                parts = [examples.key(position), examples.stamp(position)]
+                if contents:
+                    image, label = examples.read(position)
+                    found = hashlib.sha256(image).hexdigest()
+                    parts[1:] = [found, str(label)]
+                text = "\0".join(parts) + "\n"
+                digest.update(text.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
     def epoch(
         self, epoch: int, start_step: int = 0

@@ -18,6 +18,7 @@ import numpy as np
 
 from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
+from keras_muffnet.data.examples import file_stamp
 from keras_muffnet.data.examples import listed
 from keras_muffnet.data.examples import missing_split
 from keras_muffnet.data.layout import Layout
@@ -69,6 +70,9 @@ class FileExamples(Examples):
     def label(self, position: int) -> int:
         return self.labels[position]
 
+    def stamp(self, position: int) -> str:
+        return file_stamp(self.paths[position])
+
     def take(self, positions: np.ndarray) -> "FileExamples":
         return FileExamples(*self._taken(positions))
 
@@ -103,6 +107,9 @@ class ArchiveExamples(FileExamples):
 
     def read(self, position: int) -> tuple[bytes, int]:
         return self.files[self.paths[position]], self.labels[position]
+
+    def stamp(self, position: int) -> str:
+        return str(zlib.crc32(self.files[self.paths[position]]))
 
     def take(self, positions: np.ndarray) -> "ArchiveExamples":
         return ArchiveExamples(*self._taken(positions), self.files)

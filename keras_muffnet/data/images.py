@@ -49,6 +49,7 @@ def load_images(
     limit: int | None = None,
     seed: int = 0,
     on_bad_image: str = "raise",
+    crop: float | None = None,
 ) -> ImageSet:
     """Loads labelled images of one size into memory.
 
@@ -70,6 +71,9 @@ def load_images(
         seed: of the draw.
         on_bad_image: `"raise"`, or `"skip"` to leave bad images out, with a
             warning that names the first.
+        crop: None resizes images as a whole; else see
+            `keras_muffnet.preprocessing.Preprocessing`, that of a model being
+            what `preprocessing_of` finds. Digits, all of one size, have none.
 
     Raises:
         ImportError: if the package that the source needs is not installed.
@@ -105,7 +109,7 @@ def load_images(
         pixels, labels = examples.arrays((height, width))
         return ImageSet(pixels[..., :channels], labels, source.class_names)
     images = np.empty((len(picked), *shape), np.uint8)
-    geometry = Geometry((height, width), channels=channels)
+    geometry = Geometry((height, width), centre=crop, channels=channels)
     labels, bad = make_reader().scan(examples, geometry, images)
     if bad and on_bad_image == "skip":
         first = min(bad)

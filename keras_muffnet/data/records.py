@@ -15,6 +15,7 @@ from keras_muffnet._files import written_aside
 from keras_muffnet._optional import load_optional
 from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
+from keras_muffnet.data.examples import file_stamp
 from keras_muffnet.data.examples import missing_split
 from keras_muffnet.data.examples import split_named
 
@@ -180,6 +181,11 @@ class RecordExamples(Examples):
     def name(self, position: int) -> str:
         file, record = self._file(position)
         return f"{self.files[file]}, record {record}"
+
+    def stamp(self, position: int) -> str:
+        file, record = self._file(position)
+        # Once a file: there may be a million records.
+        return "" if record else file_stamp(self.files[file])
 
     def key(self, position: int) -> str:
         file, record = self._file(position)

@@ -30,6 +30,7 @@ def convert(
     softmax: bool = False,
     labels: Sequence[str] | None = None,
     normalization: tuple[float, float] | None = None,
+    crop: float | None = None,
     calibration_data: Any = None,
 ) -> pathlib.Path:
     """Writes a model as a LiteRT file, for one image at a time.
@@ -59,6 +60,8 @@ def convert(
             `keras_muffnet.preprocess_input`. None takes what the input's range
             implies, where `quantize_aware` knew it. Neither this nor labels
             can be given but for 1 or 3 channels and one output.
+        crop: how images get the model's size, for the metadata; see
+            `keras_muffnet.preprocessing.Preprocessing`.
         calibration_data: as in `quantize_aware`, for "int16" alone.
 
     Returns:
@@ -98,7 +101,12 @@ def convert(
     if normalization is not None:
         mean, std = normalization
         content = embed_metadata(
-            content, name=model.name, labels=labels, mean=mean, std=std
+            content,
+            name=model.name,
+            labels=labels,
+            mean=mean,
+            std=std,
+            crop=crop,
         )
     with written_aside(path) as aside:
         aside.write_bytes(content)

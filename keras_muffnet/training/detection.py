@@ -63,10 +63,6 @@ def open_detection_feed(recipe: DetectionRecipe) -> DetectionFeed:
             "'tfds:NAME'. Received: data=None"
         )
     source = open_detection_source(recipe.data)
-    train_split = recipe.train_split
-    if train_split is None:
-        both = _has(source, "trainval") and _has(source, recipe.test_split)
-        train_split = "trainval" if both else "train"
     return make_detection_feed(
         source,
         size=(recipe.size, recipe.size),
@@ -74,18 +70,26 @@ def open_detection_feed(recipe: DetectionRecipe) -> DetectionFeed:
         max_objects=recipe.max_objects,
         seed=recipe.seed,
         augment=SSDAugmentation(hue=recipe.hue, expansion=recipe.expansion),
-        train_split=train_split,
+        train_split=recipe.train_split
+        or find_train_split(source, recipe.test_split),
         test_split=recipe.test_split,
         on_bad_annotation=recipe.on_bad,
     )
 
 
-def _has(source: DetectionSource, split: str) -> bool:
+def find_train_split(source: DetectionSource, test_split: str) -> str:
+    """Returns "trainval" where there is one beside a test split, or "train".
+
+    Args:
+        source: images with boxes.
+        test_split: name of the split that is evaluated on.
+    """
     try:
-        source.split(split)
+        for split in ("trainval", test_split):
+            source.split(split)
     except ValueError:
-        return False
-    return True
+        return "train"
+    return "trainval"
 
 
 def build_detector(recipe: DetectionRecipe, classes: int) -> keras.Model:

@@ -49,13 +49,27 @@ def open_feed(recipe: Recipe) -> Feed:
             else (_RAND_AUGMENT_OPERATIONS, recipe.rand_augment)
         ),
     )
+    source = open_source(
+        recipe.data,
+        validation_split=recipe.validation_split,
+        seed=recipe.seed,
+    )
+    if not {"val", "test"} & set(source.splits):
+        raise ValueError(
+            "`validation_split` must be given for data without validation and "
+            "test images, such as 0.2. "
+            f"Received: data={recipe.data!r}, validation_split=None"
+        )
+    # With one of the two alone it is what epochs are compared on, too.
+    both = {"val", "test"} <= set(source.splits)
     return make_feed(
-        open_source(recipe.data),
+        source,
         augmentation,
         size=(recipe.size, recipe.size),
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         one_hot=bool(recipe.mixup or recipe.cutmix),
+        val_split="val" if both else None,
         on_bad_image=recipe.on_bad,
         shard=devices.process(),
         fill=devices.device_count() > 1,

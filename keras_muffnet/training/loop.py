@@ -44,7 +44,7 @@ RESULT = "result.json"
 BEST = "best.keras"
 LAST = "last.keras"
 # What may change when a run goes on, since no weight depends on it.
-_HANDLING = ("checkpoint_steps", "checkpoints_kept", "devices")
+_HANDLING = ("checkpoint_steps", "checkpoints_kept", "devices", "data_check")
 
 
 class DivergedError(RuntimeError):
@@ -274,6 +274,7 @@ class _Run:
             "train_images": self.feed.train_size,
             "validation_images": self.feed.validation_size,
             "test_images": self.feed.test_size,
+            "images": self._fingerprint(),
             "backend": keras.backend.backend(),
             "devices": devices.device_count(),
             "versions": {
@@ -281,6 +282,12 @@ class _Run:
                 for name in ("keras", "numpy", keras.backend.backend())
             },
         }
+
+    def _fingerprint(self) -> str | None:
+        how = self.recipe.data_check
+        if how == "none":
+            return None
+        return f"{how}: {self.feed.fingerprint(how == 'contents')}"
 
     def _compile(self, phase: Phase) -> LearningRateSchedule:
         phase.choose_layers(self.model)
@@ -512,6 +519,7 @@ def _refuse_other(
     before: dict[str, Any], now: dict[str, Any], path: pathlib.Path
 ) -> None:
     old, new = _compared(before), _compared(now)
+    was, are = old.pop("images", None), new.pop("images", None)
     different = [
         f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
         for name in sorted({*old, *new})
@@ -521,6 +529,14 @@ def _refuse_other(
         raise ValueError(
             "`output` must be a new folder, or hold a run of the same "
             f"configuration. In {str(path)!r}: {'; '.join(different)}"
+        )
+    how = (are or "").partition(":")[0]
+    # Told in another way than now, there is nothing to compare with.
+    if are and was and was.startswith(how) and was != are:
+        raise ValueError(
+            "`data` must be the images that the run began with. Received: "
+            f"changed ones, by their {how}; `data_check` (--data-check none) "
+            "resumes all the same"
         )
 
 

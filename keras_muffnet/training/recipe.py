@@ -12,6 +12,7 @@ SCHEDULES = ("cosine", "one_cycle", "steps")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 AUGMENTATIONS = ("plain", "cifar", "imagenet")
 ON_BAD = ("raise", "skip")
+DATA_CHECKS = ("times", "contents", "none")
 DATA_FORMATS = ("channels_last", "channels_first")
 
 AnyRecipe = typing.TypeVar("AnyRecipe", bound="RunRecipe")
@@ -41,6 +42,12 @@ class RunRecipe:
         "what to do with bad images and annotations: one of "
         + ", ".join(ON_BAD),
         "raise",
+    )
+    data_check: str = _setting(
+        "how a run that resumes finds out that images changed: one of "
+        + ", ".join(DATA_CHECKS)
+        + "; by the files' sizes and times, by reading them all, or not",
+        "times",
     )
     size: int = _setting("height and width of an image in pixels")
     alpha: float = _setting("width multiplier of the network", 1.0)
@@ -129,6 +136,11 @@ class Recipe(RunRecipe):
         ValueError: if a setting is not as told.
     """
 
+    validation_split: float | None = _setting(
+        "part of the training images on which epochs are compared, where the "
+        "data have no validation images",
+        None,
+    )
     stem: str = _setting("first layers: see MuffNet", "auto")
     freeze_epochs: float = _setting(
         "epochs in which only the classifier is trained; below 1, that share "
@@ -268,6 +280,7 @@ _LIMITS = {
 }
 _CHOICES = {
     "augmentation": AUGMENTATIONS,
+    "data_check": DATA_CHECKS,
     "on_bad": ON_BAD,
     "schedule": SCHEDULES,
     "precision": PRECISIONS,

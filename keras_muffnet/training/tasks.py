@@ -46,6 +46,9 @@ class Feed(Protocol):
     def epoch(self, epoch: int, start_step: int = 0) -> Any:
         """Batches of an epoch from a step on, as `model.fit` takes them."""
 
+    def fingerprint(self, contents: bool = False) -> str:
+        """A text that tells these images from others, or changed ones."""
+
     def report(self) -> str:
         """How many images there are, and were skipped, in a line."""
 

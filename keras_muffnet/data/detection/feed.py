@@ -6,6 +6,7 @@ follows from the seed, e and k.
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from keras_muffnet.data.detection.annotations import Problem
 from keras_muffnet.data.detection.annotations import checked
 from keras_muffnet.data.detection.augmentation import LEAST_SCALE
 from keras_muffnet.data.detection.augmentation import SSDAugmentation
+from keras_muffnet.data.examples import file_stamp
 from keras_muffnet.data.feed import Batches
 from keras_muffnet.data.feed import fits_in_memory
 from keras_muffnet.data.reading import in_threads
@@ -189,6 +191,27 @@ class DetectionFeed:
         order = permutation(self._seed, epoch, self.train_size)
         steps = range(start_step, self.steps_per_epoch)
         return self._batches(self._train, order, steps, epoch)
+
+    def fingerprint(self, contents: bool = False) -> str:
+        """Returns a text that other images or boxes, or changed ones, have not.
+
+        Args:
+            contents: reads all images, instead of asking for the sizes and
+                times of their files.
+        """
+        digest = hashlib.sha256()
+        for split in (self._train, self._test):
+            for image in split.images:
+                name = split.examples.name(image.position)
+                digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+                if contents:
+                    encoded = split.examples.read(image.position)
+                    digest.update(hashlib.sha256(encoded).digest())
+                else:
+                    digest.update(file_stamp(name).encode())
+                for values in image.objects:
+                    digest.update(np.asarray(values).tobytes())
+        return digest.hexdigest()
 
     def validation(self) -> Batches:
         """Gives the images that epochs are compared on: the test images."""
