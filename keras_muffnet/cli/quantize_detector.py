@@ -32,12 +32,12 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     from keras_muffnet.quantization import quantize_aware
     from keras_muffnet.training.detection import find_train_split
 
-    check_settings(args, any((args.output / CHECKPOINTS).glob("*")))
     size = predictions_layer(model).image_size
     source = open_detection_source(args.data)
     args.train_split = args.train_split or find_train_split(
         source, args.test_split
     )
+    check_settings(args, any((args.output / CHECKPOINTS).glob("*")))
     check_classes(
         source.class_names,
         class_names_of(model, args.model),
