@@ -125,7 +125,10 @@ def fit(
     run = _Run(model, recipe, feed, pathlib.Path(output), verbose, task)
     with run.signals:
         run.train()
-        return run.close()
+        result = run.close()
+    if run.signals.received:
+        raise Interrupted("after the last epoch")
+    return result
 
 
 class _Run:
