@@ -1,5 +1,6 @@
 """Exported detectors: the same boxes as Keras, in all formats."""
 
+import argparse
 import base64
 import io
 import json
@@ -16,6 +17,7 @@ from PIL import ImageDraw
 from keras_muffnet import export
 from keras_muffnet import quantization
 from keras_muffnet.cli import quantize_detector
+from keras_muffnet.data import open_detection_source
 from keras_muffnet.detection import detector
 from keras_muffnet.detection import two_outputs
 from keras_muffnet.detection.metrics import Found
@@ -24,6 +26,7 @@ from keras_muffnet.evaluation import load_model
 from keras_muffnet.evaluation import load_predictor
 from keras_muffnet.litert import read_operations
 from keras_muffnet.model_server import ModelServer
+from keras_muffnet.training.checkpoints import Checkpoints
 from tests.conftest import ROOT
 from tests.test_data_detection import write_voc
 from tests.test_detection import small_backbone
@@ -310,3 +313,42 @@ def test_detect_reports_what_is_missing(
     }
     assert line.startswith(f"muffnet detect: error: {wanted[missing]}")
     assert not (tmp_path / "out.mp4").exists()
+
+
+class StopError(Exception):
+    pass
+
+
+def test_fine_tuning_resumes_after_the_last_whole_epoch(
+    boxes, tmp_path, monkeypatch, capsys
+):
+    """Where it was stopped between the two, it ends as one left alone."""
+    source = open_detection_source(boxes)
+    settings = {"seed": 0, "on_bad": "raise", "learning_rate": 0.01}
+    settings |= {"train_split": "trainval", "test_split": "test"}
+    settings |= {"epochs": 2, "batch_size": 2}
+
+    def tuned(folder, **others):
+        keras.utils.set_random_seed(3)
+        model = small_ssd()
+        quantized = two_outputs(model)
+        args = argparse.Namespace(output=folder, **settings | others)
+        quantize_detector.fine_tune(quantized, model, args, source)
+        return quantized.get_weights()
+
+    whole = tuned(tmp_path / "whole")
+    save = Checkpoints.save
+
+    def save_and_stop(self, checkpoint):
+        save(self, checkpoint)
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(StopError):
+            tuned(tmp_path / "cut")
+    with pytest.raises(ValueError, match=r"other settings: epochs=2"):
+        tuned(tmp_path / "cut", epochs=3)
+    for a, b in zip(tuned(tmp_path / "cut"), whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert "1 of 2 epochs were done before" in capsys.readouterr().out

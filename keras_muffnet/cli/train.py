@@ -7,13 +7,13 @@
 Any setting on the command line overrides the recipe's; `none` takes one back
 that may be without a value. The run's folder gets `best.keras`, `last.keras`,
 `result.json`, `configuration.json`, `log.csv`, `curves.png`, TensorBoard's
-events and the checkpoints. The best epoch is that of the highest accuracy on the
-validation split, where there is one beside the test split or --validation-split
-makes one, and else on the test split, as that of detectors by AP50. Killed at
-any moment, the same command resumes after the last checkpoint; with
---deterministic, to the same weights. Ctrl-C and SIGTERM write one first. Images
-that changed in between are refused, see --data-check. `KERAS_BACKEND` chooses
-tensorflow, jax or torch.
+events and the checkpoints. The best epoch is that of the highest accuracy on
+the validation split, where there is one beside the test split or
+--validation-split makes one, and else on the test split, as that of detectors
+by AP50. Killed at any moment, the same command resumes after the last
+checkpoint; with --deterministic, to the same weights. Ctrl-C and SIGTERM write
+one first. Images that changed in between are refused, see --data-check.
+`KERAS_BACKEND` chooses tensorflow, jax or torch.
 
 All GPUs of the machine share the batches of a classifier, on jax and
 tensorflow. On jax, several hosts do too: start the same command on each, with
