@@ -35,7 +35,7 @@ def small_model(classes=2):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of JPEGs that are anything but square."""
+    """A folder of JPEGs that are anything but square, some of them turned."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("test", 5)):
@@ -46,7 +46,9 @@ def photos(tmp_path_factory):
                 size = rng.integers(20, 90, 2)
                 pixels = rng.integers(0, 255, (*size, 3)) * (1 - 0.4 * label)
                 image = Image.fromarray(pixels.astype(np.uint8))
-                image.save(folder / f"{k}.jpg", quality=60)
+                exif = image.getexif()
+                exif[274] = (1, 6, 3)[k % 3]  # as phones turn theirs
+                image.save(folder / f"{k}.jpg", quality=60, exif=exif)
     return root
 
 

@@ -79,12 +79,30 @@ def test_the_papers_recipes():
             {"freeze_epochs": 4, "weights": "x"},
             "`freeze_epochs` must be less than `epochs`, 4",
         ),
+        (
+            {"freeze_epochs": 1.5, "weights": "x"},
+            "`freeze_epochs` must be a whole number, or a share below 1",
+        ),
+        (
+            {"freeze_norms": True},
+            "`weights` must be given where `freeze_norms`",
+        ),
+        ({"data_check": "hash"}, "`data_check` must be one of times, contents"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(settings, error):
     with pytest.raises(ValueError) as refused:
         small(**settings)
     assert str(refused.value).startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "frozen"), [(1, 0), (2, 0), (3, 1), (20, 5)]
+)
+def test_a_share_of_the_epochs_trains_the_classifier_alone(epochs, frozen):
+    recipe = dataclasses.replace(load_recipe("transfer"), epochs=epochs)
+    assert recipe.frozen_epochs == frozen
+    assert recipe.schedule_epochs == epochs - frozen
 
 
 def test_an_unknown_recipe_lists_those_there_are():
