@@ -126,8 +126,14 @@ def test_train_evaluate_and_server_see_the_same_pixels(
     assert (lite.crop, lite.class_names) == (0.875, NAMES)
     servable = load_litert(path.parent, "small", 1)
     signature = servable.signatures["serving_bytes"]
-    scores, *_ = signature.run(np.array(encoded.numpy(), object))
-    np.testing.assert_allclose(scores, expected, atol=0.02)
+    found = dict(
+        zip(
+            signature.outputs,
+            signature.run(np.array(encoded.numpy(), object)),
+            strict=True,
+        )
+    )
+    np.testing.assert_allclose(found["predictions"], expected, atol=0.02)
 
 
 def test_the_squashed_image_would_give_other_answers(trained, photos):
