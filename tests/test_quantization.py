@@ -1321,7 +1321,11 @@ def test_post_training_is_quantizing_and_converting(
     x = images(50)
     calibration, path = images(), tmp_path / "model.tflite"
     post_training = quantization.quantize_post_training(
-        tiny_model, calibration, path
+        tiny_model,
+        calibration,
+        path,
+        range_estimator="min-max",
+        bias_correction=False,
     )
     answers = LiteRTModel(post_training).predict(x)
     lite = LiteRTModel(quantization.convert(quantized_tiny, path))

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Collection
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -307,6 +308,37 @@ def calibrate(
     Returns:
         For each step with a range its lowest and highest value.
     """
+    return mean_limits(find_extremes(plan, images, verbose))
+
+
+def mean_limits(extremes: Mapping[str, np.ndarray]) -> dict[str, Range]:
+    """The mean of what single batches of about 100 examples need.
+
+    Args:
+        extremes: as `find_extremes` gives them.
+    """
+    limits = {}
+    for name, found in extremes.items():
+        batches = np.array_split(found, -(-len(found) // 100))
+        low = np.mean([batch[:, 0].min() for batch in batches])
+        high = np.mean([batch[:, 1].max() for batch in batches])
+        limits[name] = float(low), float(high)
+    return limits
+
+
+def find_extremes(
+    plan: Plan, images: Any, verbose: int = 0
+) -> dict[str, np.ndarray]:
+    """Finds the lowest and highest value of each quantized output, in float.
+
+    Args:
+        plan: the plan.
+        images: as for `calibrate`.
+        verbose: 1 shows a progress bar.
+
+    Returns:
+        For each step with a range an array `(n, 2)`.
+    """
     images_input, tensors = _connect(plan, ranges=None)
     quantized = {
         step.name: x
@@ -326,15 +358,13 @@ def calibrate(
     # by itself.
     watched.compile(jit_compile=keras.backend.backend() == "jax")
     found = watched.predict(images, batch_size=32, verbose=verbose)
-    found = np.asarray(found if len(quantized) > 1 else [found])
-    count = -(-found.shape[1] // 100)
-    batches = np.array_split(found, count, axis=1)
-    low = np.mean([batch[..., 0].min(axis=1) for batch in batches], axis=0)
-    high = np.mean([batch[..., 1].max(axis=1) for batch in batches], axis=0)
-    return {
-        name: (float(a), float(b))
-        for name, a, b in zip(quantized, low, high, strict=True)
-    }
+    found = found if len(quantized) > 1 else [found]
+    return dict(zip(quantized, map(np.asarray, found), strict=True))
+
+
+def make_float_layer(step: Step) -> layers.Layer:
+    """The layer of a step, as in the float model and without weights."""
+    return _make_layer(step, None, ())
 
 
 def _connect(

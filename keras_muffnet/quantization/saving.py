@@ -10,10 +10,14 @@ from typing import Any
 from typing import Literal
 
 from keras_muffnet._files import written_aside
+from keras_muffnet.litert import read_operations
 from keras_muffnet.litert.metadata import embed_metadata
 from keras_muffnet.quantization._modules import load_module
 from keras_muffnet.quantization.calibration import NORMALIZATIONS
 from keras_muffnet.quantization.calibration import read_data
+from keras_muffnet.quantization.targets import TargetName
+from keras_muffnet.quantization.targets import check_name
+from keras_muffnet.quantization.targets import check_operations
 
 __all__ = ["convert", "load"]
 
@@ -26,6 +30,7 @@ def convert(
     path: str | os.PathLike[str],
     *,
     precision: Precision = "int8",
+    target: TargetName = "litert",
     io_dtype: str = "int8",
     softmax: bool = False,
     labels: Sequence[str] | None = None,
@@ -49,6 +54,7 @@ def convert(
             operations, and quantized as each operation needs them. "int16":
             int8 weights and activations of 16 bits, whose ranges the converter
             finds itself; without shared ranges, and several times slower.
+        target: what the file is to run on, for "int8"; see `quantize_aware`.
         io_dtype: type of the input and the output for "int8": "int8", "uint8"
             or "float32". Those of the other precisions are float32.
         softmax: whether an int8 file ends in the softmax that the model ends
@@ -69,7 +75,8 @@ def convert(
 
     Raises:
         ValueError: if the model was not made by `quantize_aware` or is not a
-            float one, or another argument is not as above.
+            float one, or another argument is not as above; or naming the
+            operations that the target cannot run.
         RuntimeError: naming the operations, if any of the file's operations
             comes out in float that should not, or reads a variable.
         ImportError: if the packages for quantization are not installed.
@@ -85,6 +92,12 @@ def convert(
             "`io_dtype` must be 'int8', 'uint8' or 'float32'. "
             f"Received: io_dtype={io_dtype!r}"
         )
+    check_name(target)
+    if target != "litert" and precision != "int8":
+        raise ValueError(
+            "`target` must be 'litert' unless `precision` is 'int8'. "
+            f"Received: target={target!r}, precision={precision!r}"
+        )
     ranges = load_module("weights").read_ranges(model)
     _check_model(model, precision, ranges)
     arrays = None
@@ -96,6 +109,8 @@ def convert(
     conversion = load_module("conversion")
     if precision == "int8":
         content = conversion.convert_quantized(model, io_dtype, softmax)
+        names = [operation.name for operation in read_operations(content)]
+        check_operations(names, io_dtype, target)
     else:
         content = conversion.convert_float(model, precision, arrays)
     if normalization is not None:

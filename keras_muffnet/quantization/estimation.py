@@ -1,0 +1,183 @@
+"""What calibration data say: limits of activations, and errors of biases."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import Literal
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_muffnet.quantization import keras_engine
+from keras_muffnet.quantization.plan import Plan
+from keras_muffnet.quantization.plan import Range
+from keras_muffnet.quantization.ranges import LEAST_TO_BIAS
+from keras_muffnet.quantization.ranges import LEAST_WEIGHT
+from keras_muffnet.quantization.steps import KERNELS
+from keras_muffnet.quantization.steps import Step
+
+Estimator = Literal["min-max", "mse"]
+
+_BINS = 2048
+# Of each tensor and example; more change no limit.
+_SAMPLED = 20_000
+_BATCH = 8
+# The limits tried, as shares of the greatest that was found.
+_SHARES = np.linspace(0.3, 1.0, 71)
+
+
+class Observed(NamedTuple):
+    """What the float model does on the calibration data.
+
+    Attributes:
+        limits: for each step with a range what its output needs, each batch of
+            about 100 examples alone, in the mean.
+        histograms: for each of them how often its output lies in each of equal
+            parts between its lowest and its highest value, and these two.
+        means: for each step with a kernel the mean of its inputs over the
+            examples, as one example.
+    """
+
+    limits: dict[str, Range]
+    histograms: dict[str, tuple[np.ndarray, float, float]]
+    means: dict[str, np.ndarray]
+
+
+def observe(plan: Plan, arrays: Sequence[np.ndarray]) -> Observed:
+    """Runs the float model of a plan twice.
+
+    Args:
+        plan: the plan.
+        arrays: for each input the examples.
+    """
+    data = [*arrays] if len(arrays) > 1 else arrays[0]
+    extremes = keras_engine.find_extremes(plan, data)
+    limits = keras_engine.mean_limits(extremes)
+    bounded = {
+        k: (float(found[:, 0].min()), float(found[:, 1].max()))
+        for k, step in enumerate(plan.steps, start=1)
+        for found in [extremes.get(step.name)]
+        if found is not None
+    }
+    kernels = {
+        step.name: step.inputs[0] for step in plan.steps if step.kind in KERNELS
+    }
+    watched = tuple(dict.fromkeys((*bounded, *kernels.values())))
+    if not watched:
+        return Observed(limits, {}, {})
+    model = keras_engine.build(plan._replace(outputs=watched))
+    counts = {k: np.zeros(_BINS) for k in bounded}
+    sums: dict[int, Any] = dict.fromkeys(kernels.values(), 0.0)
+    total = len(arrays[0])
+    for start in range(0, total, _BATCH):
+        batch = [x[start : start + _BATCH] for x in arrays]
+        values = model.predict_on_batch(batch if len(batch) > 1 else batch[0])
+        if not isinstance(values, (list, tuple)):
+            values = [values]
+        for k, x in zip(watched, values, strict=True):
+            if k in sums:
+                sums[k] = sums[k] + x.sum(axis=0, keepdims=True) / total
+            if k in counts:
+                # An odd stride, so that all channels have their turn.
+                stride = max(1, x.size // (len(x) * _SAMPLED)) | 1
+                sampled = x.reshape(-1)[::stride]
+                if bounded[k][0] < bounded[k][1] < np.inf:
+                    counts[k] += np.histogram(sampled, _BINS, bounded[k])[0]
+    return Observed(
+        limits,
+        {plan.steps[k - 1].name: (counts[k], *bounded[k]) for k in bounded},
+        {name: sums[k] for name, k in kernels.items()},
+    )
+
+
+def estimate(observed: Observed, estimator: Estimator) -> dict[str, Range]:
+    """What each step's output needs, by one of two rules.
+
+    Args:
+        observed: what the float model does.
+        estimator: "min-max" covers nearly all values; "mse" has the least mean
+            squared error of all values, of those cut off and those rounded.
+    """
+    if estimator == "min-max":
+        return observed.limits
+    return {
+        name: _least_error(*histogram)
+        for name, histogram in observed.histograms.items()
+    }
+
+
+def _least_error(counts: np.ndarray, low: float, high: float) -> Range:
+    low, high = min(low, 0.0), max(high, 0.0)
+    if not (np.isfinite([low, high]).all() and low < high and counts.any()):
+        return low, high
+    centers = low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS
+    lows, highs = low * _SHARES[:, None], high * _SHARES[:, None]
+    scale = (highs - lows) / 255
+    cut = np.clip(centers, lows, highs)
+    rounded = lows + np.round((cut - lows) / scale) * scale
+    errors = (np.square(rounded - centers) * counts).sum(axis=1)
+    share = _SHARES[int(errors.argmin())]
+    return float(low * share), float(high * share)
+
+
+def correct_biases(plan: Plan, means: Mapping[str, np.ndarray]) -> Plan:
+    """Takes out of the biases what rounded kernels add to them.
+
+    A rounded kernel differs from the kernel by little, but for inputs whose
+    mean is not zero the sum of these differences is a shift of the output.
+
+    Args:
+        plan: the plan.
+        means: see `Observed`.
+
+    Returns:
+        The plan with other biases; steps without one have one then.
+    """
+    shifts: dict[str, list[np.ndarray]] = {}
+    for step in plan.steps:
+        if step.kind in KERNELS and step.bits:
+            shift = _shift(step, means[step.name])
+            shifts.setdefault(step.layer_name, []).append(shift)
+    steps = []
+    for step in plan.steps:
+        if step.kind in KERNELS and step.layer_name in shifts:
+            kernel, *bias = step.weights
+            shift = np.mean(shifts[step.layer_name], axis=0)
+            corrected = (bias[0] if bias else 0.0) - shift
+            step = step._replace(weights=(kernel, corrected.astype(np.float32)))
+        steps.append(step)
+    return plan._replace(steps=tuple(steps))
+
+
+def _shift(step: Step, mean: np.ndarray) -> np.ndarray:
+    """The mean of what the rounding of a kernel adds to each channel."""
+    kernel, *bias = step.weights
+    error = _rounded(step, kernel, bias) - kernel
+    bare = step._replace(weights=(error,), layer_name="shift")
+    layer = keras_engine.make_float_layer(bare)
+    layer.build(mean.shape)
+    layer.set_weights([error])
+    shift = keras.ops.convert_to_numpy(layer(mean))
+    return shift.reshape(-1, shift.shape[-1]).mean(axis=0)
+
+
+def _rounded(
+    step: Step, kernel: np.ndarray, bias: Sequence[np.ndarray]
+) -> np.ndarray:
+    """A kernel as `keras_engine.FakeQuantized` rounds it."""
+    axes: tuple[int, ...] = tuple(range(kernel.ndim - 1))
+    if step.kind == "DepthwiseConv2D":
+        axes = (0, 1)
+    elif step.kind == "Conv2DTranspose":
+        axes = (0, 1, 3)
+    limit = np.abs(kernel).max(axis=axes, keepdims=True)
+    for b in bias:
+        limit = np.maximum(
+            limit, np.abs(b).reshape(limit.shape) * LEAST_TO_BIAS
+        )
+    limit = np.maximum(limit, LEAST_WEIGHT)
+    if not step.per_channel or (step.kind == "Dense" and step.bits == 4):
+        limit = limit.max()
+    scale = limit / (2 ** (step.bits - 1) - 1)
+    return np.round(kernel / scale) * scale
