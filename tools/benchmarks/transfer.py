@@ -153,7 +153,11 @@ def make_recipe(
     if weights is not None:
         return dataclasses.replace(recipe, weights=weights)
     return dataclasses.replace(
-        recipe, weights=None, freeze_epochs=0, unfreeze_from=None
+        recipe,
+        weights=None,
+        freeze_epochs=0,
+        freeze_norms=False,
+        unfreeze_from=None,
     )
 
 
