@@ -461,6 +461,32 @@ def test_class_weights(tmp_path):
     weights = balanced_class_weights(open_source(tmp_path).split("train"))
     assert weights == pytest.approx({0: 8 / 12, 1: 2.0})
     assert (6 * weights[0] + 2 * weights[1]) / 8 == pytest.approx(1)
+    for cache in (True, False):
+        feed = make_feed(
+            open_source(tmp_path),
+            PLAIN,
+            size=(4, 4),
+            batch_size=4,
+            test_split="train",
+            class_weight="balanced",
+            backend="arrays",
+            cache=cache,
+        )
+        for epoch in range(2):
+            batches = feed.epoch(epoch)
+            for step in range(len(batches)):
+                _, labels, given = batches[step]
+                expected = [weights[label] for label in np.asarray(labels)]
+                np.testing.assert_allclose(given, expected, rtol=1e-6)
+        assert len(feed.evaluation()[0]) == 2
+    with pytest.raises(ValueError, match="`class_weight` must be 'balanced'"):
+        make_feed(
+            open_source(tmp_path),
+            PLAIN,
+            size=(4, 4),
+            batch_size=4,
+            class_weight="even",
+        )
 
 
 def test_what_looks_wrong_is_warned_of(tmp_path):

@@ -23,6 +23,7 @@ from keras_muffnet.data.checks import warn_of_images
 from keras_muffnet.data.digits import DigitsExamples
 from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
+from keras_muffnet.data.examples import balanced_class_weights
 from keras_muffnet.data.geometry import Geometry
 from keras_muffnet.data.reading import PillowReader
 from keras_muffnet.data.reading import TensorFlowReader
@@ -106,6 +107,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def balanced_weights(self) -> np.ndarray:
+        """Weights of the images by which each class counts the same."""
+        examples = self.examples.take(self.positions)
+        by_label = balanced_class_weights(examples)
+        labels = [examples.label(i) for i in range(len(examples))]
+        return np.array([by_label[label] for label in labels], np.float32)
+
 
 class Feed:
     """Training and test batches. Made by `make_feed`.
@@ -134,6 +142,7 @@ class Feed:
         seed: int,
         shard: tuple[int, int],
         fill: bool,
+        balanced: bool,
     ):
         self.class_names = class_names
         self.train_size = len(train)
@@ -156,6 +165,10 @@ class Feed:
         self._seed = seed
         self._shard = shard
         self._fill = fill
+        # Of the training images, where classes have weights.
+        self._weights: np.ndarray | None = None
+        if balanced:
+            self._weights = train.balanced_weights()
 
     def report(self) -> str:
         """Says in a line how many images there are and were skipped."""
@@ -206,7 +219,8 @@ class Feed:
 
             - images: `(n, height, width, 3)`, or channels first, of Keras's
               float type, scaled;
-            - labels: integers `(n,)`, or float one-hot `(n, classes)`.
+            - labels: integers `(n,)`, or float one-hot `(n, classes)`;
+            - with `class_weight`, float32 weights `(n,)`.
 
         Raises:
             ValueError: if there is no such epoch or step.
@@ -226,13 +240,17 @@ class Feed:
             return order[start : start + rows]
 
         def draws(step: int) -> Draws:
-            return self._recipe.draw(
+            rows = chosen(step)
+            found = self._recipe.draw(
                 self._seed,
                 epoch,
                 int(step),
-                self._train.positions[chosen(step)],
+                self._train.positions[rows],
                 self._train.geometry.size,
             )
+            if self._weights is not None:
+                found = {**found, "weights": self._weights[rows]}
+            return found
 
         def crops(positions: np.ndarray) -> np.ndarray | None:
             if self._recipe.area is None:
@@ -432,6 +450,7 @@ def make_feed(
     train_split: str = "train",
     test_split: str = "test",
     val_split: str | None = None,
+    class_weight: str | None = None,
     on_bad_image: str = "raise",
     cache: bool | None = None,
     backend: str | None = None,
@@ -456,6 +475,10 @@ def make_feed(
             `"test"` gives `val/`.
         val_split: name of the split that `Feed.validation` gives, to compare
             epochs on. None gives the test split.
+        class_weight: `"balanced"` gives training images weights by which each
+            class has the same part in the loss; an image mixed by mixup or
+            cutmix has the weight of the one it is mixed into. None gives no
+            weights.
         on_bad_image: `"raise"`, or `"skip"` to leave bad images out and list
             them in `Feed.skipped`. Bad are files that are no whole image, and
             images whose label is out of range.
@@ -506,6 +529,11 @@ def make_feed(
         raise ValueError(
             "`one_hot` must be True for mixup and cutmix, which mix labels. "
             f"Received: one_hot={one_hot}"
+        )
+    if class_weight not in (None, "balanced"):
+        raise ValueError(
+            "`class_weight` must be 'balanced' or None. Received: "
+            f"class_weight={class_weight!r}"
         )
     if on_bad_image not in ("raise", "skip"):
         raise ValueError(
@@ -571,6 +599,7 @@ def make_feed(
         seed,
         (index, shards),
         fill,
+        class_weight == "balanced",
     )
 
 
