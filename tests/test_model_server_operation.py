@@ -18,6 +18,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from keras_muffnet.model_server import ModelServer
+from keras_muffnet.model_server import json_tensors
 from tests.conftest import ROOT
 from tests.conftest import free_port
 
@@ -407,7 +408,15 @@ def test_the_page_can_be_turned_off(base):
 # Time
 
 
-def test_a_request_that_takes_too_long(base):
+def test_a_request_that_takes_too_long(base, monkeypatch):
+    bodies = []
+    parse = json_tensors.parse
+
+    def watch(body, *arguments):
+        bodies.append(body)
+        return parse(body, *arguments)
+
+    monkeypatch.setattr(json_tensors, "parse", watch)
     release.clear()
     with ModelServer(base, model_name="toy", timeout=0.5) as server:
         client = Client(server)
@@ -417,9 +426,13 @@ def test_a_request_that_takes_too_long(base):
                 "/v1/models/toy:predict",
                 {"signature_name": "hold", "inputs": 0.0},
             )
+            assert (status, answer["error"]) == (504, "Timed out after 0.5 s")
+            # The model still runs, and what was asked for is let go.
+            assert client.factor() == 1.0
+            holders = sys.getrefcount(bodies[0])
+            assert holders == 2  # the list, and the call
         finally:
             release.set()
-        assert (status, answer["error"]) == (504, "Timed out after 0.5 s")
         assert client.factor() == 1.0
 
 

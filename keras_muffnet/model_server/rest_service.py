@@ -248,7 +248,7 @@ class App:
         try:
             unpack = self._limits.unpacked_body if _is_gzip(headers) else None
             answer = asyncio.get_running_loop().run_in_executor(
-                self._executor, handle, spec, body, unpack
+                self._executor, handle, spec, [body], unpack
             )
             return await asyncio.wait_for(answer, self._timeout)
         except TimeoutError:
@@ -268,25 +268,32 @@ class App:
                 seconds = time.perf_counter() - start
                 self._metrics.observe(spec.model, api, "REST", status, seconds)
 
-    def _predict(self, spec: "_Spec", body: bytes, unpack: int | None) -> bytes:
-        request = _read_json(body, unpack, numbers=True)
+    # Of each, `body` is a list that it empties: a model that runs for longer
+    # than its client waits holds its inputs alone.
+
+    def _predict(
+        self, spec: "_Spec", body: list[bytes], unpack: int | None
+    ) -> bytes:
+        request = _read_json(body.pop(), unpack, numbers=True)
         key = json_tensors.signature_name(request)
         with self._manager.lease(*spec) as servable:
             signature = servable.signature(key)
             inputs = json_tensors.decode(request, signature.inputs)
+            rows = json_tensors.is_row_form(request)
+            del request
             outputs = servable.run(signature, inputs)
-        return json_tensors.encode(
-            outputs, rows=json_tensors.is_row_form(request)
-        )
+        return json_tensors.encode(outputs, rows=rows)
 
     def _classify(
-        self, spec: "_Spec", body: bytes, unpack: int | None
+        self, spec: "_Spec", body: list[bytes], unpack: int | None
     ) -> bytes:
         return examples.write_classifications(
             self._run_examples(examples.classify, spec, body, unpack)
         )
 
-    def _regress(self, spec: "_Spec", body: bytes, unpack: int | None) -> bytes:
+    def _regress(
+        self, spec: "_Spec", body: list[bytes], unpack: int | None
+    ) -> bytes:
         return examples.write_regressions(
             self._run_examples(examples.regress, spec, body, unpack)
         )
@@ -295,12 +302,13 @@ class App:
         self,
         run: Callable[[Any, str, list[bytes]], Any],
         spec: "_Spec",
-        body: bytes,
+        body: list[bytes],
         unpack: int | None,
     ) -> Any:
-        request = _read_json(body, unpack)
+        request = _read_json(body.pop(), unpack)
         key = json_tensors.signature_name(request)
         serialized = examples.parse_examples(request)
+        del request
         with self._manager.lease(*spec) as servable:
             return run(servable, key, serialized)
 
