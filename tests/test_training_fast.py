@@ -1,6 +1,12 @@
 """The fast way on a CPU against Keras's own layers, on PyTorch."""
 
+import os
+import sys
+
 import pytest
+
+from keras_muffnet.cli import train
+from keras_muffnet.training import load_recipe
 
 COMPARE = """
 import sys
@@ -194,3 +200,35 @@ def test_without_a_faster_way_the_layers_stay(run_python, backend, told):
         "-c", NO_COMPILER, KERAS_BACKEND=backend, CC="/nowhere/cc"
     )
     assert printed.strip() == told
+
+
+@pytest.mark.parametrize(
+    ("environment", "file", "recipe", "chosen"),
+    [
+        ({}, None, "cifar_cpu", "torch"),
+        ({}, '{"backend": "tensorflow"}', "cifar_cpu", "torch"),
+        ({}, '{"backend": "jax"}', "cifar_cpu", None),
+        ({"KERAS_BACKEND": "jax"}, None, "cifar_cpu", "jax"),
+        ({"CC": "/nowhere/cc"}, None, "cifar_cpu", None),
+        ({}, None, "cifar_fast", None),  # bfloat16
+    ],
+)
+def test_torch_is_chosen_where_it_is_the_fastest(
+    monkeypatch, tmp_path, environment, file, recipe, chosen
+):
+    # Set first, so that what is chosen is taken back.
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    del os.environ["KERAS_BACKEND"]
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(train, "has_gpu", lambda: False)
+    monkeypatch.setattr(train.shutil, "which", {"cc": "/usr/bin/cc"}.get)
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if file is not None:
+        (tmp_path / "keras.json").write_text(file)
+    train.choose_backend(load_recipe(recipe))
+    assert os.environ.get("KERAS_BACKEND") == chosen
