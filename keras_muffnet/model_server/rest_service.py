@@ -6,13 +6,10 @@ import logging
 import re
 import threading
 import time
-import zlib
 from collections.abc import Awaitable
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
-from collections.abc import MutableMapping
-from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any
 from typing import NamedTuple
@@ -21,6 +18,13 @@ from urllib.parse import unquote
 from keras_muffnet.model_server import examples
 from keras_muffnet.model_server import json_tensors
 from keras_muffnet.model_server import page
+from keras_muffnet.model_server.bodies import Headers
+from keras_muffnet.model_server.bodies import Message
+from keras_muffnet.model_server.bodies import Receive
+from keras_muffnet.model_server.bodies import TooLargeError
+from keras_muffnet.model_server.bodies import is_gzip
+from keras_muffnet.model_server.bodies import read_body
+from keras_muffnet.model_server.bodies import unpack
 from keras_muffnet.model_server.errors import Code
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
@@ -28,11 +32,7 @@ from keras_muffnet.model_server.manager import ModelManager
 from keras_muffnet.model_server.metrics import Metrics
 from keras_muffnet.model_server.options import Limits
 
-# ASGI's types.
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Headers = Sequence[tuple[bytes, bytes]]
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger(f"{__name__}.access")
@@ -131,9 +131,7 @@ class App:
         body = b""
         method, path = scope["method"], _raw_path(scope)
         try:
-            read = await _read_body(
-                receive, scope["headers"], self._limits.body
-            )
+            read = await read_body(receive, scope["headers"], self._limits.body)
             if read is None:
                 return
             body = read
@@ -141,7 +139,7 @@ class App:
         except ServingError as error:
             status = _HTTP_STATUS.get(error.code, 500)
             answer = _Answer(_to_json({"error": str(error)}), status)
-        except _TooLargeError as error:
+        except TooLargeError as error:
             answer = _Answer(_to_json({"error": str(error)}), 413)
         except asyncio.CancelledError:
             # The server stops, and this request has had its time to finish.
@@ -246,9 +244,9 @@ class App:
         }[api]
         spec = _read_spec(match)
         try:
-            unpack = self._limits.unpacked_body if _is_gzip(headers) else None
+            limit = self._limits.unpacked_body if is_gzip(headers) else None
             answer = asyncio.get_running_loop().run_in_executor(
-                self._executor, handle, spec, [body], unpack
+                self._executor, handle, spec, [body], limit
             )
             return await asyncio.wait_for(answer, self._timeout)
         except TimeoutError:
@@ -272,9 +270,9 @@ class App:
     # than its client waits holds its inputs alone.
 
     def _predict(
-        self, spec: "_Spec", body: list[bytes], unpack: int | None
+        self, spec: "_Spec", body: list[bytes], limit: int | None
     ) -> bytes:
-        request = _read_json(body.pop(), unpack, numbers=True)
+        request = _read_json(body.pop(), limit, numbers=True)
         key = json_tensors.signature_name(request)
         with self._manager.lease(*spec) as servable:
             signature = servable.signature(key)
@@ -285,17 +283,17 @@ class App:
         return json_tensors.encode(outputs, rows=rows)
 
     def _classify(
-        self, spec: "_Spec", body: list[bytes], unpack: int | None
+        self, spec: "_Spec", body: list[bytes], limit: int | None
     ) -> bytes:
         return examples.write_classifications(
-            self._run_examples(examples.classify, spec, body, unpack)
+            self._run_examples(examples.classify, spec, body, limit)
         )
 
     def _regress(
-        self, spec: "_Spec", body: list[bytes], unpack: int | None
+        self, spec: "_Spec", body: list[bytes], limit: int | None
     ) -> bytes:
         return examples.write_regressions(
-            self._run_examples(examples.regress, spec, body, unpack)
+            self._run_examples(examples.regress, spec, body, limit)
         )
 
     def _run_examples(
@@ -303,9 +301,9 @@ class App:
         run: Callable[[Any, str, list[bytes]], Any],
         spec: "_Spec",
         body: list[bytes],
-        unpack: int | None,
+        limit: int | None,
     ) -> Any:
-        request = _read_json(body.pop(), unpack)
+        request = _read_json(body.pop(), limit)
         key = json_tensors.signature_name(request)
         serialized = examples.parse_examples(request)
         del request
@@ -344,49 +342,6 @@ def _raw_path(scope: Message) -> str:
     return path
 
 
-class _TooLargeError(Exception):
-    """A body is larger than is taken."""
-
-    def __init__(self, limit: int, received: int):
-        super().__init__(
-            f"Expected a body of at most {limit} bytes, the server's "
-            f"--rest_api_max_body_bytes. Received: {received} bytes"
-        )
-
-
-async def _read_body(
-    receive: Receive, headers: Headers, limit: int
-) -> bytes | None:
-    """Returns the whole body, or None where the client has left."""
-    told = dict(headers)
-    size = int(told.get(b"content-length", b"0"))
-    if size > limit and b"expect" in told:
-        raise _TooLargeError(limit, size)  # before the client sends it
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit:
-            # The rest is read all the same: few clients listen before they
-            # have sent everything.
-            chunks.clear()
-        if not message.get("more_body", False):
-            if size > limit:
-                raise _TooLargeError(limit, size)
-            return b"".join(chunks)
-
-
-def _is_gzip(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return any(
-        name == b"content-encoding" and value.strip().lower() == b"gzip"
-        for name, value in headers
-    )
-
-
 def _has_web_origin(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return any(
         name == b"origin" and value.startswith((b"http://", b"https://"))
@@ -398,21 +353,11 @@ def _read_json(
     body: bytes, max_unpacked: int | None, numbers: bool = False
 ) -> Mapping[str, Any]:
     if max_unpacked is not None:
-        body = _unpack(body, max_unpacked)
+        body = unpack(body, max_unpacked)
     if len(body) < _LARGE:
         return json_tensors.parse(body, numbers)
     with _parsing:
         return json_tensors.parse(body, numbers)
-
-
-def _unpack(body: bytes, limit: int) -> bytes:
-    """Unpacks gzip. What is damaged or too big counts as empty."""
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    try:
-        unpacked = unpacker.decompress(body, limit)
-    except zlib.error:
-        return b""
-    return unpacked if unpacker.eof else b""
 
 
 def _to_json(value: Any) -> bytes:
