@@ -8,13 +8,14 @@ def test_a_backend_is_measured(run_python, tmp_path):
     run_python(
         *("-m", "tools.benchmarks.training"),
         *("--data", "digits", "--alpha", "0.1", "--batch-size", "4"),
-        *("--steps", "2", "--repeats", "1", "--no-jit-compile"),
+        *("--steps", "1", "--repeats", "1", "--no-peers"),
         *("--backends", "torch", "--output", str(path)),
     )
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["model"] for row in rows] == ["MuffNet 0.1", "MobileNetV2"]
+    assert [row["way"] for row in rows] == ["keras", "fused", "plain"]
     for row in rows:
+        assert row["model"] == "MuffNet 0.1"
         assert (row["backend"], row["size"], row["batch_size"]) == (
             "torch",
             "32",
@@ -26,6 +27,9 @@ def test_a_backend_is_measured(run_python, tmp_path):
         assert all(rate > 0 for rate in rates)
         assert 0 <= float(row["waiting_share"]) < 1
         assert float(row["rss_mib"]) > 50
-    assert float(rows[1]["step_to_peer"]) == 1
-    ratio = float(rows[0]["step_images_s"]) / float(rows[1]["step_images_s"])
-    assert abs(float(rows[0]["step_to_peer"]) / ratio - 1) < 0.05
+        assert float(row["evaluate_cpu_ms"]) > 0
+        assert float(row["predict_cpu_ms"]) > 0
+    before, _, plain = rows
+    ratio = float(plain["step_cpu_ms"]) / float(before["step_cpu_ms"])
+    assert float(before["cpu_to_first"]) == 1
+    assert abs(float(plain["cpu_to_first"]) / ratio - 1) < 0.05
