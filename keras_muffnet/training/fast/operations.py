@@ -246,7 +246,7 @@ def normalize(
 
 
 # Zeros before and after the rows, and before and after the columns.
-Pads = tuple[tuple[int, int], tuple[int, int]]
+Pads = tuple[tuple[int, int], ...]
 
 
 def _symmetric(
