@@ -9,7 +9,12 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from typing import Any
+
+if TYPE_CHECKING:
+    from keras_muffnet.data import DetectionSource
+    from keras_muffnet.data import Source
 
 FAILED = 1
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
@@ -148,7 +153,7 @@ def add_normalization_argument(parser: Any) -> None:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--data` and `--on-bad`."""
+    """Adds `--data`, how it is split, and `--on-bad`."""
     parser.add_argument(
         "--data",
         required=True,
@@ -157,10 +162,46 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "open_detection_source",
     )
     parser.add_argument(
+        "--validation-split",
+        type=float,
+        metavar="PART",
+        help="of the training images, as given in training with the same "
+        "--seed: the split val",
+    )
+    parser.add_argument(
+        "--nested",
+        choices=("top", "path"),
+        help="what folders in the folder of a class are: more of its images, "
+        "or classes of their own",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument(
         "--on-bad",
         choices=("raise", "skip"),
         default="raise",
         help="what to do with bad images and annotations (default: raise)",
+    )
+
+
+def open_images(args: argparse.Namespace) -> "Source":
+    """Opens the images of a classifier that the command line names."""
+    from keras_muffnet.data import open_source
+
+    return open_source(
+        args.data,
+        validation_split=args.validation_split,
+        seed=args.seed,
+        nested=args.nested,
+    )
+
+
+def open_boxes(args: argparse.Namespace) -> "DetectionSource":
+    """Opens the images of a detector that the command line names."""
+    from keras_muffnet.data import open_detection_source
+
+    refuse(args, ("nested",), "for a detector")
+    return open_detection_source(
+        args.data, validation_split=args.validation_split, seed=args.seed
     )
 
 

@@ -68,7 +68,6 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates, prints and writes."""
     import keras
 
-    from keras_muffnet import data
     from keras_muffnet.evaluation import load_model
     from keras_muffnet.evaluation.classifiers import Predictor
 
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     keras.config.set_image_data_format("channels_last")
     network = None
     if common.is_weights(args.model):
-        classes = len(data.open_source(args.data).class_names)
+        classes = len(common.open_images(args).class_names)
         network = common.network_arguments(args, classes)
     else:
         network = common.network_arguments(args)
@@ -109,7 +108,7 @@ def evaluate_classifier(
     from keras_muffnet.evaluation import check_classes
     from keras_muffnet.evaluation import evaluate
 
-    source = data.open_source(args.data)
+    source = common.open_images(args)
     check_classes(source.class_names, predictor.class_names, predictor.classes)
     height, width = common.image_size(args, predictor.size)
     feed = data.make_feed(
@@ -135,7 +134,7 @@ def evaluate_detector(
     from keras_muffnet.evaluation import check_classes
     from keras_muffnet.evaluation import evaluate_detector as evaluate
 
-    source = data.open_detection_source(args.data)
+    source = common.open_boxes(args)
     check_classes(source.class_names, detector.class_names, detector.classes)
     common.image_size(args, detector.size)
     feed = data.make_detection_feed(

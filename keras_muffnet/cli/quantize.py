@@ -75,7 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="(default: 500; of a detector 200)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     group = parser.add_argument_group("of a classifier")
     common.add_normalization_argument(group)
     group.add_argument(
@@ -116,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     keras.utils.set_random_seed(args.seed)
     classes = None
     if common.is_weights(args.model) and args.classes is None:
-        classes = count_classes(args.data)
+        classes = count_classes(args)
     model = load_keras_model(
         args.model, common.network_arguments(args, classes)
     )
@@ -140,10 +139,8 @@ def with_defaults(args: argparse.Namespace, kind: int) -> argparse.Namespace:
     return argparse.Namespace(**filled)
 
 
-def count_classes(data: str) -> int | None:
+def count_classes(args: argparse.Namespace) -> int | None:
     """Returns how many classes images have; None for an .npz file."""
-    from keras_muffnet.data import open_source
-
-    if data.endswith(".npz"):
+    if args.data.endswith(".npz"):
         return None
-    return len(open_source(data).class_names)
+    return len(common.open_images(args).class_names)

@@ -153,6 +153,7 @@ def load_data(
     from keras_muffnet import data
 
     if args.data.endswith(".npz"):
+        common.refuse(args, ("validation_split", "nested"), "for an .npz file")
         return *load_npz(args.data, args.train_images, args.seed), None
     *sides, channels = model.input_shape[1:]
     size = common.image_size(args, (sides[0], sides[1]))
@@ -161,15 +162,16 @@ def load_data(
         "crop": crop,
         "on_bad_image": args.on_bad,
     }
+    source = common.open_images(args)
     train = data.load_images(
-        args.data,
+        source,
         args.train_split,
         size,
         limit=args.train_images,
         seed=args.seed,
         **settings,
     )
-    test = data.load_images(args.data, args.test_split, size, **settings)
+    test = data.load_images(source, args.test_split, size, **settings)
     return train[:2], test[:2], list(train.class_names)
 
 

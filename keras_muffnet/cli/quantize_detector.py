@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_muffnet.cli import common
 from keras_muffnet.cli.quantize_classifier import SETTINGS
 from keras_muffnet.cli.quantize_classifier import check_settings
 
@@ -23,7 +24,6 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
         args: the command line, its defaults filled in.
     """
     from keras_muffnet._files import written_aside
-    from keras_muffnet.data import open_detection_source
     from keras_muffnet.detection import two_outputs
     from keras_muffnet.detection.ssd import predictions_layer
     from keras_muffnet.evaluation import check_classes
@@ -33,7 +33,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     from keras_muffnet.training.detection import find_train_split
 
     size = predictions_layer(model).image_size
-    source = open_detection_source(args.data)
+    source = common.open_boxes(args)
     args.train_split = args.train_split or find_train_split(
         source, args.test_split
     )

@@ -53,6 +53,7 @@ def open_feed(recipe: Recipe) -> Feed:
         recipe.data,
         validation_split=recipe.validation_split,
         seed=recipe.seed,
+        nested=recipe.nested,
     )
     if not {"val", "test"} & set(source.splits):
         raise ValueError(
@@ -69,6 +70,7 @@ def open_feed(recipe: Recipe) -> Feed:
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         one_hot=bool(recipe.mixup or recipe.cutmix),
+        class_weight=recipe.class_weight,
         val_split="val" if both else None,
         on_bad_image=recipe.on_bad,
         shard=devices.process(),

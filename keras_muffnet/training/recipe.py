@@ -141,6 +141,14 @@ class Recipe(RunRecipe):
         "data have no validation images",
         None,
     )
+    nested: str | None = _setting(
+        "what folders in the folder of a class are: 'top' for more of its "
+        "images, 'path' for classes of their own",
+        None,
+    )
+    class_weight: str | None = _setting(
+        "'balanced' lets classes of few images count as much as others", None
+    )
     stem: str = _setting("first layers: see MuffNet", "auto")
     freeze_epochs: float = _setting(
         "epochs in which only the classifier is trained; below 1, that share "
@@ -280,6 +288,8 @@ _LIMITS = {
 }
 _CHOICES = {
     "augmentation": AUGMENTATIONS,
+    "class_weight": ("balanced",),
+    "nested": ("top", "path"),
     "data_check": DATA_CHECKS,
     "on_bad": ON_BAD,
     "schedule": SCHEDULES,
