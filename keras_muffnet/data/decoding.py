@@ -162,8 +162,8 @@ def rgb_with_pillow(
     turned = turned if upright else 1
     if max_pixels is not None and math.prod(image.size) > max_pixels:
         raise ValueError(
-            f"it has {image.width} x {image.height} pixels, more than "
-            f"{max_pixels}"
+            f"at most {max_pixels} pixels are taken, it has "
+            f"{image.width}x{image.height}"
         )
     if at_least is not None and image.mode in ("L", "RGB"):
         height, width = at_least if turned < 5 else at_least[::-1]
