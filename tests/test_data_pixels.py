@@ -336,9 +336,7 @@ def test_bad_images_are_told_alike(encoded, reason):
     assert len(told) == 1
     with pytest.raises(ValueError, match=reason):
         rgb_with_pillow(encoded)
-    with pytest.raises(
-        ValueError, match="at most 100 pixels are taken, it has 16x24"
-    ):
+    with pytest.raises(ValueError, match=r"at most 100 pixels .*16x24"):
         rgb_with_pillow(files()["rgb.png"][0], max_pixels=100)
 
 
