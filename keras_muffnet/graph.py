@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -54,6 +55,7 @@ def trace(
     model: keras.Model,
     input_shapes: Sequence[Sequence[int | None]] | None = None,
     opens: Callable[[Any], bool] | None = None,
+    expressions: Mapping[type, Callable[..., Any]] | None = None,
 ) -> Graph:
     """Follows tensors' shapes through a model; nothing is computed.
 
@@ -65,6 +67,8 @@ def trace(
             place. They do where its `call` consists of Keras's layers and
             functions. Models that are neither functional nor sequential are
             opened too. None opens no layer.
+        expressions: for classes of layers to open a function of the layer, and
+            of what it is called with, to follow in place of its `call`.
 
     Returns:
         A `Graph`. Its tensors are symbolic, with a shape and a dtype.
@@ -85,7 +89,7 @@ def trace(
         KerasTensor(shape, dtype=x.dtype, name=x.name)
         for shape, x in zip(shapes, model.inputs, strict=True)
     ]
-    tracer = _Tracer(opens)
+    tracer = _Tracer(opens, expressions or {})
     outputs = tracer.trace_model(model, inputs)
     return Graph(inputs, _leading_to(outputs, tracer.calls), outputs)
 
@@ -131,8 +135,13 @@ def _check_traceable(model: Any) -> None:
 class _Tracer:
     """Collects the calls of a model and of the models and layers inside it."""
 
-    def __init__(self, opens: Callable[[Any], bool] | None) -> None:
+    def __init__(
+        self,
+        opens: Callable[[Any], bool] | None,
+        expressions: Mapping[type, Callable[..., Any]],
+    ) -> None:
         self.opens = opens
+        self.expressions = expressions
         self.calls: list[Call] = []
         # The layers that are open at present, the innermost last, each with
         # the number of functions met in it.
@@ -167,7 +176,8 @@ class _Tracer:
             return self.trace_model(operation, inputs)
         is_layer = isinstance(operation, keras.layers.Layer)
         if is_layer and self.opens is not None and self.opens(operation):
-            inner = _open(operation, args, kwargs)
+            rule = self.expressions.get(type(operation))
+            inner = _open(operation, args, kwargs, rule)
             if inner is not None:
                 self.open_layers.append([operation.name, 0])
                 outputs = self.trace_model(inner, inputs)
@@ -190,7 +200,10 @@ def _tensors_in(structure: Any) -> list[KerasTensor]:
 
 
 def _open(
-    layer: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    layer: Any,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    rule: Callable[..., Any] | None,
 ) -> keras.Model | None:
     """A model of what a layer's `call` does, if Keras can follow it."""
     inputs: list[KerasTensor] = []
@@ -202,6 +215,10 @@ def _open(
         return inputs[-1]
 
     args, kwargs = keras.tree.map_structure(as_input, (list(args), kwargs))
+    if rule is not None:
+        # An error in it is to be seen.
+        outputs = keras.tree.flatten(rule(layer, *args, **kwargs))
+        return keras.Model(inputs, outputs)
     if "training" in inspect.signature(layer.call).parameters:
         kwargs = {**kwargs, "training": False}
     try:

@@ -58,7 +58,7 @@ def quantize_aware(
     *,
     engine: Engine = "keras",
     input_range: Range | None = None,
-    float_layers: Iterable[str] = (),
+    float_layers: Iterable[str] | Literal["unknown"] = (),
     weight_bits: Mapping[str, int] | None = None,
     per_channel: bool | Mapping[str, bool] = True,
     target: TargetName = "litert",
@@ -92,7 +92,9 @@ def quantize_aware(
             that of a common scaling, (0, 1), (0, 255), (-1, 1) or that of
             `keras_muffnet.preprocess_input`, where the data nearly fill it,
             and otherwise the data's own.
-        float_layers: names of layers to leave in float.
+        float_layers: names of layers to leave in float; those that cannot be
+            quantized may be among them. "unknown" leaves all of these in
+            float, and a warning says which they are.
         weight_bits: 4 or 8 for the kernels of the layers named; others have 8.
         per_channel: whether each output channel of a kernel has a scale of its
             own, as is most exact. False gives each kernel one scale; a dict
@@ -159,6 +161,13 @@ def _quantize(
     targets.check_name(target)
     planned = plan_quantization(model, **settings)
     planned = planned._replace(steps=targets.fit_steps(planned.steps, target))
+    foreign = {s.sources[0]: 0 for s in planned.steps if s.kind == "Foreign"}
+    if engine == "tfmot" and foreign:
+        raise ValueError(
+            "`engine` must be 'keras' for a model with layers that are left in "
+            f"float for want of a rule: {', '.join(foreign)}. "
+            "Received: engine='tfmot'"
+        )
     build = load_module(f"{engine}_engine").build
     inputs = [step.name for step in planned.steps[: len(model.inputs)]]
     if _are_ranges(calibration_data):
@@ -197,7 +206,7 @@ def quantize_post_training(
     path: str | os.PathLike[str],
     *,
     input_range: Range | None = None,
-    float_layers: Iterable[str] = (),
+    float_layers: Iterable[str] | Literal["unknown"] = (),
     weight_bits: Mapping[str, int] | None = None,
     per_channel: bool | Mapping[str, bool] = True,
     target: TargetName = "litert",

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_muffnet.graph import trace
-from keras_muffnet.quantization.lowering import is_unknown
+from keras_muffnet.graph import Graph
 
 
 class Ends(NamedTuple):
@@ -29,16 +28,24 @@ class Ends(NamedTuple):
     softmax: tuple[int | None, ...]
 
 
-def read_ends(model: keras.Model) -> Ends:
-    """Reads the ends of a functional or a built sequential model."""
-    graph = trace(model, opens=is_unknown)
+def read_ends(model: keras.Model, graph: Graph, foreign: set[int]) -> Ends:
+    """Reads the ends of a functional or a built sequential model.
+
+    Args:
+        model: the model.
+        graph: its calls, as they are written in steps.
+        foreign: numbers of the outputs, 0 for the first, made by layers that
+            stay as they are.
+    """
     read = {id(x) for call in graph.calls for x in call.inputs}
     makers = {
         id(x): call.operation for call in graph.calls for x in call.outputs
     }
     softmax = tuple(
-        None if id(x) in read else _softmax_axis(makers.get(id(x)))
-        for x in graph.outputs
+        None
+        if id(x) in read or k in foreign
+        else _softmax_axis(makers.get(id(x)))
+        for k, x in enumerate(graph.outputs)
     )
     names, structure = [model.layers[-1].name], 0
     if not isinstance(model, keras.Sequential):

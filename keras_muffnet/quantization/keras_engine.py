@@ -22,8 +22,10 @@ from keras_muffnet.quantization.plan import ends_to_add
 from keras_muffnet.quantization.plan import layer_settings
 from keras_muffnet.quantization.ranges import LEAST_TO_BIAS
 from keras_muffnet.quantization.ranges import LEAST_WEIGHT
+from keras_muffnet.quantization.steps import FOREIGN
 from keras_muffnet.quantization.steps import INPUT_RANGE
 from keras_muffnet.quantization.steps import KERNELS
+from keras_muffnet.quantization.steps import Slot
 from keras_muffnet.quantization.steps import Step
 
 _PACKAGE = "keras_muffnet"
@@ -374,7 +376,26 @@ def _connect(
     made: dict[str, layers.Layer] = {}
     taken = set() if ranges is None else ends_to_add(plan)
 
+    called: dict[Any, list[Any]] = {}
+
     def call(step: Step, x: Any) -> Any:
+        if step.kind == FOREIGN:
+            key = step.settings["call"]
+            if key not in called:
+                name = step.sources[0]
+                if name not in made:
+                    made[name] = _copy(step.settings["operation"], name)
+                called[key] = call_foreign(step, x, made[name])
+            y = called[key][step.settings["output"]]
+            if ranges is None or step.range is None:
+                return y
+            limits = ranges[step.range]
+            inner = layers.Identity(name=step.name, dtype="float32")
+            # A function has the name itself, a layer's copy another.
+            operation = step.settings["operation"]
+            is_layer = isinstance(operation, layers.Layer)
+            outer = step.name if is_layer else f"{step.name}_inner"
+            return FakeQuantized(inner, 0, limits, name=outer)(y)
         if step.kind not in KERNELS:
             return _make_layer(step, ranges, taken)(x)
         if step.layer_name in made:
@@ -392,6 +413,36 @@ def _connect(
     ]
     tensors = assemble(plan, inputs, call)
     return inputs if len(inputs) > 1 else inputs[0], tensors
+
+
+def call_foreign(step: Step, x: Any, operation: Any) -> list[Any]:
+    """Calls what stays as it is on a tensor or several."""
+    tensors = x if isinstance(x, (list, tuple)) else [x]
+    args, kwargs = keras.tree.map_structure(
+        lambda y: tensors[y.number] if isinstance(y, Slot) else y,
+        step.settings["arguments"],
+    )
+    return keras.tree.flatten(operation(*args, **kwargs))
+
+
+def _copy(operation: Any, name: str) -> Any:
+    """A layer of the same weights; a function itself."""
+    if not isinstance(operation, layers.Layer):
+        return operation
+    config = {**operation.get_config(), "name": f"{name}_kept"}
+    if isinstance(operation, layers.Lambda):
+        # Its function would be read from bytes, which Keras holds unsafe.
+        copy = layers.Lambda(
+            operation.function,
+            arguments=operation.arguments,
+            name=config["name"],
+        )
+    else:
+        copy = type(operation).from_config(config)
+    if operation.weights:
+        copy.build_from_config(operation.get_build_config())
+        copy.set_weights(operation.get_weights())
+    return copy
 
 
 def _make_layer(

@@ -8,6 +8,9 @@ a line cut off by a ReLU. What is left is a list of steps of some twenty kinds,
 which both engines know how to build.
 """
 
+import warnings
+from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +25,18 @@ from keras_muffnet.quantization.steps import Lowered
 from keras_muffnet.quantization.writer import Writer
 from keras_muffnet.quantization.writer import kinds_of
 
+# What takes all layers that no rule fits.
+UNKNOWN = "unknown"
+
+# Rules that were registered.
+EXPRESSIONS: dict[type, Callable[..., Any]] = {}
+
 
 def lower(
     model: keras.Model,
     input_shapes: Sequence[Sequence[int]] | None = None,
+    float_layers: Collection[str] = (),
+    keeps_unknown: bool = False,
 ) -> Lowered:
     """Rewrites a model in steps.
 
@@ -35,15 +46,24 @@ def lower(
             are taken as what they call.
         input_shapes: sizes of the inputs, without the batch axis, in place of
             the model's own.
+        float_layers: names of layers that stay as they are, in float, if no
+            rule fits them; "unknown" for all such layers, with a warning.
+        keeps_unknown: whether all such layers stay so, without one.
 
     Raises:
-        ValueError: naming the layer and the reason, if the model has a layer
-            that has no counterpart in integers; or if its input is not as
-            above.
+        ValueError: naming all layers that have no counterpart in integers,
+            and the reasons; or if the model's input is not as above.
     """
+    warns = isinstance(float_layers, str) and float_layers == UNKNOWN
+    named = set() if warns else {*float_layers}
     if input_shapes is not None:
         input_shapes = [(None, *shape) for shape in input_shapes]
-    graph = trace(model, input_shapes, opens=is_unknown)
+    graph = trace(
+        model,
+        input_shapes,
+        opens=lambda x: is_unknown(x) and x.name not in named,
+        expressions=EXPRESSIONS,
+    )
     shapes = tuple(tuple(x.shape[1:]) for x in graph.inputs)
     for shape in shapes:
         if not shape or None in shape:
@@ -51,14 +71,56 @@ def lower(
                 "`model` must take inputs of one size, such as (height, width, "
                 f"channels). Received: a model with input shape {shape}"
             )
-    writer = Writer(graph, RULES)
+    writer = Writer(graph, RULES, named, warns or keeps_unknown)
     steps, outputs = writer.write()
+    if warns and writer.kept:
+        warnings.warn(
+            f"Left in float: {'; '.join(dict.fromkeys(writer.kept))}",
+            stacklevel=2,
+        )
     steps, outputs = fold_affine(steps, outputs)
     steps, outputs = affine_to_depthwise(steps, outputs)
     steps = [with_uneven_bias(step) for step in steps]
-    return Lowered(shapes, tuple(steps), outputs, writer.layers)
+    return Lowered(shapes, tuple(steps), outputs, writer.layers, graph)
+
+
+def register_rule(kind: type) -> Callable[[Any], Any]:
+    """Says what a layer of one's own does, in layers and functions of Keras.
+
+    Layers whose `call` consists of those need no rule. One is for a layer that
+    Keras cannot follow, as it computes in TensorFlow or in another framework:
+
+        @quantization.register_rule(Scaled)
+        def scaled(layer, inputs):
+            return keras.ops.multiply(inputs, layer.factor)
+
+    It may use the layer's own layers, which then are trained and brought back
+    by `finish`; what it reads of the layer's weights are constants.
+
+    Args:
+        kind: the layer's class. Each class has one rule, the last registered.
+
+    Returns:
+        A decorator for the rule: a function that is given the layer and what
+        the layer is called with, and returns tensors of the same shapes.
+
+    Raises:
+        ValueError: if `kind` is no class of layers.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, keras.layers.Layer)):
+        raise ValueError(
+            f"`kind` must be a class of layers. Received: {kind!r}"
+        )
+
+    def register(rule: Any) -> Any:
+        EXPRESSIONS[kind] = rule
+        return rule
+
+    return register
 
 
 def is_unknown(layer: Any) -> bool:
     """Whether there is no rule for a layer, so that it has to be opened."""
-    return not any(kind in RULES for kind in kinds_of(layer))
+    return type(layer) in EXPRESSIONS or not any(
+        kind in RULES for kind in kinds_of(layer)
+    )

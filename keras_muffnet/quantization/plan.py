@@ -25,7 +25,9 @@ import numpy as np
 
 from keras_muffnet.quantization.ends import Ends
 from keras_muffnet.quantization.ends import read_ends
+from keras_muffnet.quantization.lowering import UNKNOWN
 from keras_muffnet.quantization.lowering import lower
+from keras_muffnet.quantization.steps import FOREIGN
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Rewriting
 from keras_muffnet.quantization.steps import Step
@@ -104,7 +106,8 @@ def plan_quantization(
 
     Args:
         model: a functional or built sequential model.
-        float_layers: names of layers to leave in float.
+        float_layers: names of layers to leave in float, known or not; or
+            "unknown", for all that no rule fits.
         weight_bits: bits of the kernels of the layers named, 4 or 8.
         per_channel: whether a kernel has a range for each output channel; or
             that of the layers named, where it is not so.
@@ -118,12 +121,16 @@ def plan_quantization(
             that cannot be quantized, or an argument names no layer; or if the
             model's input is not as above.
     """
-    if isinstance(float_layers, str):
+    if isinstance(float_layers, str) and float_layers != UNKNOWN:
         raise ValueError(
-            "`float_layers` must be several names, such as a list of one. "
-            f"Received: {float_layers!r}"
+            "`float_layers` must be several names, such as a list of one, or "
+            f'"unknown". Received: {float_layers!r}'
         )
-    lowered = lower(model, input_shapes)
+    if not isinstance(float_layers, str):
+        float_layers = tuple(float_layers)
+    lowered = lower(model, input_shapes, float_layers)
+    if isinstance(float_layers, str):
+        float_layers = ()
     if isinstance(per_channel, bool):
         default, per_channel = per_channel, {}
     else:
@@ -176,7 +183,15 @@ def plan_quantization(
         outputs,
         tuple(map(tuple, ranges)),
         tuple(fixed),
-        read_ends(model),
+        read_ends(
+            model,
+            lowered.graph,
+            {
+                k
+                for k, number in enumerate(lowered.outputs)
+                if lowered.steps[number - 1].kind == FOREIGN
+            },
+        ),
     )
 
 
@@ -290,6 +305,8 @@ def _with_settings(
     default: bool,
 ) -> Step:
     """A step with what is asked for of its layers, above all of the first."""
+    if step.kind == FOREIGN:
+        return step._replace(bits=0)
     if step.kind not in KERNELS:
         return step._replace(
             bits=0 if float_layers.intersection(step.sources) else 8

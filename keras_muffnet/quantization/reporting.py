@@ -4,6 +4,7 @@ import collections
 import math
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +18,12 @@ from keras_muffnet.litert.model import Node
 from keras_muffnet.plots import plot_layer_noise
 from keras_muffnet.quantization.calibration import read_data
 from keras_muffnet.quantization.keras_engine import build
+from keras_muffnet.quantization.keras_engine import call_foreign
 from keras_muffnet.quantization.matching import CASTS
 from keras_muffnet.quantization.matching import match
 from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import plan_quantization
+from keras_muffnet.quantization.steps import FOREIGN
 from keras_muffnet.quantization.steps import KERNELS
 
 # Images for which layers are compared, and of how many the values of all
@@ -176,7 +179,9 @@ def report(
     picture: str | os.PathLike[str] | None,
 ) -> Report:
     """Does what `keras_muffnet.quantization.report` says."""
-    plan = plan_quantization(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that say what is in float
+        plan = plan_quantization(model, float_layers="unknown")
     arrays = read_data(data, model, "data")
     file = _open(tflite, [x.shape[1:] for x in arrays], len(plan.outputs))
 
@@ -354,6 +359,10 @@ def _run_step(
         given[x] if x in given else _run_step(plan, model, given, x)
         for x in step.inputs
     ]
+    if step.kind == FOREIGN:
+        x = inputs if len(inputs) > 1 else inputs[0]
+        outputs = call_foreign(step, x, step.settings["operation"])
+        return keras.ops.convert_to_numpy(outputs[step.settings["output"]])
     name = step.layer_name if step.kind in KERNELS else step.name
     output = model.get_layer(name)(inputs if len(inputs) > 1 else inputs[0])
     return keras.ops.convert_to_numpy(output)

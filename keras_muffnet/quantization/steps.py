@@ -1,5 +1,6 @@
 """The operations that are quantized, in which a Keras model is rewritten."""
 
+import dataclasses
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +9,14 @@ from typing import NoReturn
 
 import numpy as np
 
+from keras_muffnet.graph import Graph
+
 # The kinds that have weights: a kernel and a bias.
 KERNELS = ("Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv2D")
+
+# A layer or function that stays as it is, in float; its settings are
+# "operation", and "arguments" in which a `Slot` stands for each tensor.
+FOREIGN = "Foreign"
 
 # The first input's name among the steps; others have a number behind it.
 INPUT_RANGE = "input_range"
@@ -54,6 +61,13 @@ class Step(NamedTuple):
     per_channel: bool = True
 
 
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Stands for the input of a number among a call's arguments."""
+
+    number: int
+
+
 class Lowered(NamedTuple):
     """A model as steps.
 
@@ -64,12 +78,14 @@ class Lowered(NamedTuple):
         outputs: numbers of the tensors that the model gives.
         layers: the model's layers and functions by their names in the steps:
             where several have one name, a number is behind it.
+        graph: the calls that the steps stand for.
     """
 
     input_shapes: tuple[tuple[int, ...], ...]
     steps: tuple[Step, ...]
     outputs: tuple[int, ...]
     layers: Mapping[str, Any] = {}
+    graph: Graph | None = None
 
 
 def count_readers(steps: Sequence[Step], outputs: Sequence[int]) -> list[int]:
@@ -93,6 +109,18 @@ class Rewriting:
         return len(self.steps)
 
 
+class RefusedError(ValueError):
+    """That a layer cannot be quantized.
+
+    Attributes:
+        problem: the layer and the reason.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"`model` cannot be quantized: {problem}")
+        self.problem = problem
+
+
 def refuse(name: str, reason: str) -> NoReturn:
     """Raises for a layer that cannot be quantized."""
-    raise ValueError(f"`model` cannot be quantized: layer {name!r} {reason}")
+    raise RefusedError(f"layer {name!r} {reason}")

@@ -10,6 +10,7 @@ import numpy as np
 from keras_muffnet.folding import norm_line
 from keras_muffnet.quantization._modules import load_module
 from keras_muffnet.quantization.lowering import lower
+from keras_muffnet.quantization.steps import FOREIGN
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
 
@@ -46,10 +47,17 @@ def finish(
     }
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
-    layers = lower(copy).layers
+    # Whatever was left in float has its weights in layers named so.
+    kept = [
+        name.removesuffix("_kept") for name in trained if name.endswith("_kept")
+    ]
+    layers = lower(copy, None, kept, keeps_unknown=True).layers
     ranges = read_ranges(quantized_model)
     done = set()
-    for step in lower(model).steps:
+    for step in lower(model, None, kept, keeps_unknown=True).steps:
+        if step.kind == FOREIGN and f"{step.sources[0]}_kept" in trained:
+            trained_layer = trained[f"{step.sources[0]}_kept"]
+            layers[step.sources[0]].set_weights(trained_layer.get_weights())
         if step.kind in KERNELS and step.layer_name in ranges:
             # All calls of a layer have one range.
             ranges[step.name] = ranges[step.layer_name]

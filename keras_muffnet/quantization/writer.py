@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,10 @@ import numpy as np
 
 from keras_muffnet.graph import Call
 from keras_muffnet.graph import Graph
+from keras_muffnet.quantization.steps import FOREIGN
 from keras_muffnet.quantization.steps import INPUT_RANGE
+from keras_muffnet.quantization.steps import RefusedError
+from keras_muffnet.quantization.steps import Slot
 from keras_muffnet.quantization.steps import Step
 from keras_muffnet.quantization.steps import refuse
 
@@ -33,9 +37,21 @@ class Writer:
     as LiteRT does itself: all shapes and axes here are those of the images.
     """
 
-    def __init__(self, graph: Graph, rules: Rules) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        rules: Rules,
+        float_layers: Collection[str] = (),
+        keeps_unknown: bool = False,
+    ) -> None:
         self.graph = graph
         self.rules = rules
+        self.float_layers = {*float_layers}
+        self.keeps_unknown = keeps_unknown
+        # Of the layers without a rule that fits: all, and those that are not
+        # to be left in float.
+        self.kept: list[str] = []
+        self.problems: list[str] = []
         self.steps: list[Step] = []
         self.layers: dict[str, Any] = {}
         self.number: dict[int, int] = {}
@@ -55,6 +71,13 @@ class Writer:
         self._name_layers()
         for call in self.graph.calls:
             self._write_call(call)
+        if self.problems:
+            problems = dict.fromkeys(self.problems)
+            raise RefusedError(
+                f"{'; '.join(problems)}. To leave such layers in float, name "
+                'them in `float_layers`, or give it "unknown"; or say by '
+                "`register_rule` what they do"
+            )
         outputs = tuple(map(self._write_output, self.graph.outputs))
         return self.steps, outputs
 
@@ -111,18 +134,61 @@ class Writer:
         self.name = self.names[id(operation)]
         self.calls_of[self.name] += 1
         self.used.clear()
-        kinds = [k for k in kinds_of(operation) if k in self.rules]
-        rule = self.rules[kinds[0]] if kinds else None
-        if rule is None:
-            known = sorted({kind.removeprefix("op ") for kind in self.rules})
-            self.refuse(f"is of none of the known kinds: {', '.join(known)}")
-        if getattr(operation, "data_format", None) == "channels_first":
-            self.refuse("must take channels-last images")
-        results = rule(self, *[self.number[id(x)] for x in call.inputs])
+        before = len(self.steps)
+        try:
+            results = self._apply_rule(call)
+        except RefusedError as error:
+            named = {self.name, operation.name} & self.float_layers
+            if not (named or self.keeps_unknown):
+                self.problems.append(error.problem)
+            self.kept.append(error.problem)
+            del self.steps[before:]
+            results = self._write_foreign(call)
         if isinstance(results, int):
             results = [results]
         for x, result in zip(call.outputs, results, strict=True):
             self.number[id(x)] = result
+
+    def _apply_rule(self, call: Call) -> Any:
+        operation = call.operation
+        kinds = [k for k in kinds_of(operation) if k in self.rules]
+        if not kinds:
+            self.refuse("is of none of the known kinds")
+        if getattr(operation, "data_format", None) == "channels_first":
+            self.refuse("must take channels-last images")
+        return self.rules[kinds[0]](
+            self, *[self.number[id(x)] for x in call.inputs]
+        )
+
+    def _write_foreign(self, call: Call) -> list[int]:
+        """Writes a layer as it is, for each of its outputs."""
+        self.used.clear()
+        inputs = []
+        for k, x in enumerate(call.inputs):
+            number = self.number[id(x)]
+            if stored(x.shape) != tuple(x.shape):
+                number = self.reshape(number, tuple(x.shape), part=f"given{k}")
+            inputs.append(number)
+        slots = iter(map(Slot, range(len(inputs))))
+        arguments = keras.tree.map_structure(
+            lambda x: next(slots) if isinstance(x, keras.KerasTensor) else x,
+            [list(call.args), dict(call.kwargs)],
+        )
+        results = []
+        for k, x in enumerate(call.outputs):
+            number = self.add(
+                FOREIGN,
+                *inputs,
+                part=f"output{k}" if k else "",
+                operation=call.operation,
+                arguments=arguments,
+                output=k,
+                call=(self.name, self.calls_of[self.name]),
+            )
+            if stored(x.shape) != tuple(x.shape):
+                number = self.reshape(number, stored(x.shape), part=f"made{k}")
+            results.append(number)
+        return results
 
     def add(
         self,
@@ -223,7 +289,9 @@ class Writer:
 
     def refuse(self, reason: str) -> NoReturn:
         """Raises for the present layer."""
-        refuse(self.name, f"({type(self.layer).__name__}) {reason}")
+        path = getattr(self.layer, "path", None)
+        where = "" if path in (None, self.layer.name) else f", at {path!r},"
+        refuse(self.name, f"({type(self.layer).__name__}){where} {reason}")
 
 
 def stored(shape: Sequence[int | None]) -> Any:

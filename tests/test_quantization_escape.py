@@ -1,0 +1,137 @@
+"""Layers that no rule fits: refused at once, left in float, or given a rule."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from keras_muffnet import quantization
+from keras_muffnet.litert import LiteRTModel
+from keras_muffnet.quantization.plan import plan_quantization
+from tests.test_quantization_report import decibels
+
+SHAPE = (6, 6, 3)
+
+
+class Opaque(layers.Layer):
+    """A layer that Keras cannot follow, with a weight."""
+
+    def build(self, input_shape):
+        self.factor = self.add_weight(
+            shape=(input_shape[-1],), initializer="ones", name="factor"
+        )
+
+    def call(self, inputs):
+        if isinstance(inputs, keras.KerasTensor):
+            raise TypeError("no symbols")
+        return ops.sin(inputs) * self.factor
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+
+class Scaled(Opaque):
+    """The same for a scale, which there is a rule for."""
+
+    def call(self, inputs):
+        if isinstance(inputs, keras.KerasTensor):
+            raise TypeError("no symbols")
+        return inputs * self.factor
+
+
+@pytest.fixture(scope="module")
+def data():
+    return np.random.default_rng(0).random((40, *SHAPE), np.float32)
+
+
+def make_model(middle, outer=None):
+    keras.utils.set_random_seed(0)
+    image = keras.Input(SHAPE)
+    x = layers.Conv2D(8, 3, activation="relu", name="first")(image)
+    x = middle(x)
+    x = layers.Conv2D(4, 3, name="second")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(image, outer(x) if outer else x)
+
+
+def test_all_that_cannot_be_quantized_is_named_at_once():
+    model = make_model(Opaque(name="odd"), lambda x: ops.sin(x))
+    with pytest.raises(ValueError) as caught:
+        plan_quantization(model)
+    message = str(caught.value)
+    assert "layer 'odd' (Opaque) is of none of the known kinds; " in message
+    assert "'sin' (Sin) is of none of the known kinds" in message
+    assert "`float_layers`" in message
+    assert "`register_rule`" in message
+
+
+@pytest.mark.parametrize("float_layers", [["odd"], "unknown"])
+def test_an_unknown_layer_is_left_in_float(data, float_layers, tmp_path):
+    model = make_model(Opaque(name="odd"))
+    model.get_layer("odd").factor.assign(np.linspace(0.5, 1.5, 8))
+    if float_layers == "unknown":
+        with pytest.warns(UserWarning, match=r"Left in float: .*'odd'"):
+            quantized = quantization.quantize_aware(
+                model, data, float_layers=float_layers
+            )
+    else:
+        quantized = quantization.quantize_aware(
+            model, data, float_layers=float_layers
+        )
+    path = quantization.convert(quantized, tmp_path / "model.tflite")
+    file = LiteRTModel(path)
+    names = [operation.name for operation in file.operations()]
+    at = names.index("SIN")
+    assert "DEQUANTIZE" in names[:at]
+    assert "QUANTIZE" in names[at:]
+    for name, dtypes in file.operations():
+        if name == "CONV_2D":
+            assert "FLOAT32" not in dtypes
+    assert decibels(model.predict(data, verbose=0), file.predict(data)) > 30
+    # It is trained, in a copy, and comes back.
+    quantized.get_layer("odd_kept").factor.assign(np.full(8, 2.0))
+    finished, _ = quantization.finish(quantized, model)
+    assert np.array_equal(finished.get_layer("odd").factor, np.full(8, 2.0))
+    assert model.get_layer("odd").factor[0] == 0.5
+
+
+def test_a_function_is_left_in_float(data):
+    model = make_model(lambda x: ops.sin(x), lambda x: ops.sin(x))
+    with pytest.warns(UserWarning, match="Left in float"):
+        quantized = quantization.quantize_aware(
+            model, data, float_layers="unknown"
+        )
+    wanted = model.predict(data, verbose=0)
+    assert decibels(wanted, quantized.predict(data, verbose=0)) > 30
+    finished, _ = quantization.finish(quantized, model)
+    np.testing.assert_allclose(finished(data), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_tfmot_knows_no_such_layers(data):
+    with pytest.raises(ValueError, match=r"`engine` must be 'keras'.*odd"):
+        quantization.quantize_aware(
+            make_model(Opaque(name="odd")),
+            data,
+            engine="tfmot",
+            float_layers=["odd"],
+        )
+
+
+def test_a_rule_says_what_a_layer_does(data):
+    @quantization.register_rule(Scaled)
+    def scaled(layer, inputs):
+        return ops.multiply(inputs, ops.convert_to_numpy(layer.factor))
+
+    model = make_model(Scaled(name="mine"))
+    model.get_layer("mine").factor.assign(np.linspace(0.5, 1.5, 8))
+    plan = plan_quantization(model)
+    assert all(step.bits for step in plan.steps)
+    quantized = quantization.quantize_aware(model, data)
+    wanted = model.predict(data, verbose=0)
+    assert decibels(wanted, quantized.predict(data, verbose=0)) > 30
+
+
+def test_rules_are_for_classes_of_layers():
+    with pytest.raises(ValueError, match=r"`kind` .*'Scaled'"):
+        quantization.register_rule("Scaled")
