@@ -1,4 +1,9 @@
-"""Which networks can be quantized: MuffNets, peers, keras.applications."""
+"""Which networks can be quantized: MuffNets, peers, keras.applications.
+
+And the small ones of the table `results/quantization_coverage.csv`.
+"""
+
+import csv
 
 import keras
 import numpy as np
@@ -11,6 +16,10 @@ from keras_muffnet import quantization
 from keras_muffnet import stages_from_notation
 from keras_muffnet.data import load_digits
 from keras_muffnet.litert import LiteRTModel
+from tests.conftest import ROOT
+from tools.benchmarks.quantization_coverage import WAYS
+from tools.benchmarks.quantization_coverage import measure
+from tools.benchmarks.quantization_networks import NETWORKS
 
 # The least inputs that the strides allow for, from 32 on.
 APPLICATIONS = {
@@ -146,3 +155,56 @@ def test_peers(name, digits, tmp_path):
         input_shape=(32, 32, 3), classes=10, **PEERS[name]
     )
     check(model, digits, tmp_path)
+
+
+# The table. What runs with the fast tests is of each kind that it has.
+FAST = (
+    "activation mish",
+    "Conv2DTranspose, BN, ReLU",
+    "Conv1D, causal",
+    "attention",
+    "images and vectors",
+    "YOLO head",
+)
+# Where the converter's files are better by more than 1 dB. A rounding across
+# the place where hard_shrink jumps costs as much as the jump; and ranges are
+# means over batches, which cut off too much where outputs are a few numbers.
+BEHIND = {"activation hard_shrink", "perceptron"}
+
+
+def read_table():
+    path = ROOT / "results" / "quantization_coverage.csv"
+    with open(path, newline="") as file:
+        return {row["network"]: row for row in csv.DictReader(file)}
+
+
+def test_the_table_has_networks_that_there_are():
+    assert read_table().keys() <= NETWORKS.keys()
+
+
+def test_files_of_the_table_are_as_good_as_the_converters():
+    behind = set()
+    for name, row in read_table().items():
+        for way in (way for way in WAYS if way != "converter"):
+            assert row[f"{way}_float_operations"] == "0", name
+            gain = float(row[f"{way}_sqnr"]) - float(row["converter_sqnr"])
+            if gain < -1 and row["converter_float_operations"] == "0":
+                behind.add(name)
+    assert behind == BEHIND
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
+        for name in NETWORKS
+    ],
+)
+def test_files_are_of_integers_and_as_the_table_says(name):
+    row = read_table().get(name)
+    for way in ("tfmot",) if name in FAST else ("post_training", "tfmot"):
+        figures = measure(NETWORKS[name], way)
+        assert figures.float_operations == 0
+        expected = float(row[f"{way}_sqnr"]) if row else figures.sqnr
+        assert figures.sqnr == pytest.approx(expected, abs=1)
+        assert figures.sqnr > LEAST_SQNR

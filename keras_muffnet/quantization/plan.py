@@ -407,14 +407,14 @@ def _known_range(step: Step) -> Range | None:
 
 
 def _with_limits(
-    steps: Sequence[Step], outputs: tuple[int, ...], moving: Sequence[str]
+    given: Sequence[Step], outputs: tuple[int, ...], moving: Sequence[str]
 ) -> tuple[list[Step], tuple[int, ...]]:
     """Makes operations of the limits that no range can cut off at.
 
     A range does where its step folds into the one before and shares it with
     none that has another.
     """
-    steps = list(steps)
+    steps = list(given)
     while True:
         folded = _folded(steps, outputs)
         passing = _passing(steps, outputs, moving)

@@ -25,7 +25,8 @@ from keras_muffnet.quantization.steps import refuse
 # of the tensor that is the output, or a list of several.
 Rules = Mapping[str, Callable[..., Any]]
 
-Shape = tuple[int, ...]
+# Sizes are numbers but for the batch axis, which has None.
+Shape = tuple[Any, ...]
 
 
 class Writer:

@@ -1,6 +1,6 @@
 """Makes the table of what can be quantized, beside TensorFlow's converter.
 
-    python tools/benchmarks/quantization_coverage.py \
+    python -m tools.benchmarks.quantization_coverage \
         --output results/quantization_coverage.csv
 
 Each of the networks in `quantization_networks.py`, of random weights, is made
@@ -93,7 +93,9 @@ def run_file(content: bytes, inputs: list[np.ndarray]) -> list[np.ndarray]:
 
     interpreter = Interpreter(model_content=content, num_threads=1)
     interpreter.allocate_tensors()
-    takes = sorted(interpreter.get_input_details(), key=lambda d: d["name"])
+    # The file's own order is another; the signature names them in the model's.
+    named = interpreter.get_signature_runner().get_input_details()
+    takes = [named[name] for name in sorted(named)]
     gives = interpreter.get_output_details()
     outputs: list[list[np.ndarray]] = [[] for _ in gives]
     for k in range(len(inputs[0])):
@@ -169,6 +171,7 @@ def main() -> None:
 
     import tensorflow as tf
 
+    from keras_muffnet._files import write_csv
     from tools.benchmarks.quantization_networks import NETWORKS
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -186,10 +189,7 @@ def main() -> None:
             row.update(_measured(name, NETWORKS[name], way))
         rows[name] = row
         print(*row.values(), sep="\t", flush=True)
-        with open(arguments.output, "w", newline="") as file:
-            writer = csv.DictWriter(file, header, restval="")
-            writer.writeheader()
-            writer.writerows(rows.values())
+        write_csv(arguments.output, rows.values(), header)
         # Closed graphs sit in reference cycles.
         gc.collect()
 

@@ -208,9 +208,6 @@ def _pooled(x: Any) -> Any:
     return layers.GlobalAveragePooling2D()(x)
 
 
-_SEQUENCES = {"shapes": (SEQUENCE,)}
-_VECTORS = {"shapes": (VECTOR,)}
-
 _ACTIVATIONS = (
     *("celu", "elu", "exponential", "gelu", "hard_shrink"),
     *("hard_sigmoid", "hard_silu", "hard_tanh", "leaky_relu", "linear"),
@@ -413,11 +410,11 @@ NETWORKS: dict[str, Network] = {
     },
     **{name: Network("layer", body) for name, body in _LAYERS.items()},
     **{
-        name: Network("sequence", body, **_SEQUENCES)
+        name: Network("sequence", body, (SEQUENCE,))
         for name, body in _OF_SEQUENCES.items()
     },
     **{
-        name: Network("vector", body, **_VECTORS)
+        name: Network("vector", body, (VECTOR,))
         for name, body in _OF_VECTORS.items()
     },
     **{name: Network("operation", body) for name, body in _OPERATIONS.items()},

@@ -189,8 +189,8 @@ def _stack(w: Writer, *inputs: int) -> int:
         w.refuse("must not stack along the batch")
     shape = list(w.call.outputs[0].shape)
     shape[axis] = 1
-    inputs = [w.reshape(x, stored(shape)) for x in inputs]
-    return _joined(w, inputs, axis + (1 if rank == 3 else 0))
+    parts = [w.reshape(x, stored(shape)) for x in inputs]
+    return _joined(w, parts, axis + (1 if rank == 3 else 0))
 
 
 def _concatenate_constants(w: Writer, *inputs: int) -> int:
