@@ -145,8 +145,8 @@ def _convert(
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         configure(converter)
         content = converter.convert()
-    names = {operation.name for operation in read_operations(content)}
-    unfrozen = names & set(_UNFROZEN)
+    found = {operation.name for operation in read_operations(content)}
+    unfrozen = found & set(_UNFROZEN)
     if unfrozen:
         raise RuntimeError(
             "The converted model must hold its weights as constants. "

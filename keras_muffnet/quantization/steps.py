@@ -84,8 +84,8 @@ class Lowered(NamedTuple):
     input_shapes: tuple[tuple[int, ...], ...]
     steps: tuple[Step, ...]
     outputs: tuple[int, ...]
-    layers: Mapping[str, Any] = {}
-    graph: Graph | None = None
+    layers: Mapping[str, Any]
+    graph: Graph
 
 
 def count_readers(steps: Sequence[Step], outputs: Sequence[int]) -> list[int]:
