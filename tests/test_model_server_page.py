@@ -607,6 +607,52 @@ def test_boxes_by_short_names_and_numbers(browser, reddish):
     ]
 
 
+DENSE = """
+const findings = Array.from({ length: 40 }, (_, k) => {
+  const [top, left] = [0.1 * Math.floor(k / 8), 0.11 * (k % 8)];
+  const box = [top, left, top + 0.2, left + 0.2];
+  return { name: "cell", score: 1 - k / 100, box };
+});
+answer = { isDetection: true, findings };
+showAnswer();
+"""
+
+
+def visible_labels(browser):
+    found = [label for label in browser.find_all(".box span") if label.text]
+    return [label.rect for label in found]
+
+
+def test_labels_of_dense_boxes_hide_none(browser, tmp_path):
+    browser.pick("model", "detector")
+    browser.choose(write_png(tmp_path / "p.png", [0, 90, 0], 400, 300))
+    browser.run(DENSE)
+    assert len(browser.find_all(".box")) == 40
+    labels = visible_labels(browser)
+    assert 5 < len(labels) < 40
+    image = browser.find("#preview").rect
+    for k, a in enumerate(labels):
+        assert a["x"] >= image["x"] - 2
+        assert a["x"] + a["width"] <= image["x"] + image["width"] + 2
+        for b in labels[:k]:
+            assert (
+                a["x"] + a["width"] <= b["x"] + 1
+                or b["x"] + b["width"] <= a["x"] + 1
+                or a["y"] + a["height"] <= b["y"] + 1
+                or b["y"] + b["height"] <= a["y"] + 1
+            )
+    # The best has one, and any has it that is pointed at.
+    assert browser.find_all(".box span")[-1].text == "cell 100.0%"
+    quiet = browser.find_all(".box.quiet")[0]
+    assert not quiet.text
+    ActionChains(browser.driver).move_to_element(quiet).perform()
+    pointed = browser.run(
+        "return [...document.querySelectorAll('.box.quiet:hover span')]"
+        ".map((x) => getComputedStyle(x).visibility)"
+    )
+    assert pointed == ["visible"]
+
+
 def test_no_objects(browser, reddish):
     browser.pick("model", "detector")
     browser.pick("signature", "nothing")
@@ -983,7 +1029,7 @@ def test_markup_is_refused_by_the_browser(browser, driver):
 
 
 def test_photo_is_shown_as_the_model_sees_it(browser, tmp_path):
-    """TensorFlow does not turn a photo as its camera asks; browsers do."""
+    """Upright, as its camera asks: exported models turn it, browsers do."""
     # White on the left, which is the top when turned.
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, :20] = 255
@@ -1000,13 +1046,11 @@ def test_photo_is_shown_as_the_model_sees_it(browser, tmp_path):
     )
     path = tmp_path / "photo.jpg"
     path.write_bytes(jpeg[:2] + exif + jpeg[2:])
-    browser.pick("model", "detector")
-    browser.choose(path)
-    shown = browser.find("#preview").rect
-    assert shown["width"] == pytest.approx(2 * shown["height"], abs=1)
-    browser.pick("model", "pixels")
+    for model in ("detector", "pixels"):
+        browser.pick("model", model)
+        browser.choose(path)
+        shown = browser.find("#preview").rect
+        assert 2 * shown["width"] == pytest.approx(shown["height"], abs=1)
     browser.pick("signature", "serving_default")
-    shown = browser.find("#preview").rect
-    assert 2 * shown["width"] == pytest.approx(shown["height"], abs=1)
     red = browser.answer()["predictions"][0][::3]
     assert red[0] > 0.9 and red[-1] < -0.9

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -21,8 +22,11 @@ import orjson
 import tensorflow as tf
 
 from keras_muffnet import MuffNet
+from keras_muffnet.export import export_litert
 from keras_muffnet.export import export_saved_model
+from keras_muffnet.export import publish_litert
 from keras_muffnet.export.saved_model import decode_images
+from keras_muffnet.quantization import quantize_post_training
 
 _IMAGES = 8
 _PHOTO = (375, 500)  # height and width, as of most images of ImageNet
@@ -38,14 +42,36 @@ def main() -> None:
         print(json.dumps(result), flush=True)
 
 
-def export(base_path: str, tiny: bool) -> None:
-    """Exports MuffNet 0.5 at 224x224, or a model that costs next to nothing."""
+def export(base_path: str, tiny: bool, form: str = "folded") -> None:
+    """Exports MuffNet 0.5 at 224x224, or a model that costs next to nothing.
+
+    Args:
+        base_path: the folder of the versions.
+        tiny: whether the model costs next to nothing.
+        form: "folded" and "layers" are SavedModels, "litert_float" is a version
+            that holds both formats, and "litert_int8" a LiteRT file.
+    """
     keras.utils.set_random_seed(0)
     model = MuffNet(alpha=0.5)
     if tiny:
         layers = [keras.layers.Flatten(), keras.layers.Dense(10)]
         model = keras.Sequential([keras.Input((8, 8, 3)), *layers])
-    export_saved_model(model, base_path)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "model.tflite")
+        if form == "litert_int8":
+            rng = np.random.default_rng(0)
+            images = rng.uniform(-1, 0.99, (8, *model.input_shape[1:]))
+            quantize_post_training(model, images.astype(np.float32), path)
+            publish_litert(path, base_path)
+            return
+        if form == "litert_float":
+            export_litert(model, path)
+        export_saved_model(
+            model,
+            base_path,
+            fold=form != "layers",
+            litert=path if form == "litert_float" else None,
+        )
 
 
 def write_bodies(path: str, folder: str) -> dict[str, list[str]]:

@@ -50,6 +50,11 @@ max_batch_size { value: 32 }
 batch_timeout_micros { value: 1000 }
 num_batch_threads { value: 2 }
 """
+_WITHOUT_SIMDJSON = """\
+import runpy, sys
+sys.modules["simdjson"] = None
+runpy.run_module("keras_muffnet.model_server", run_name="__main__")
+"""
 MEMORY_GROWTH = 1.05  # from the first tenth of the requests to the last
 FIELDS = (
     "form",
@@ -380,16 +385,29 @@ def watch_memory(
 
 @contextlib.contextmanager
 def serve(
-    base_path: pathlib.Path, folder: str, parameters: pathlib.Path | None
+    base_path: pathlib.Path,
+    folder: str,
+    parameters: pathlib.Path | None,
+    simdjson: bool = True,
 ) -> Iterator[Server]:
-    """Runs the embedded server, with batching if it knows of that."""
+    """Runs the embedded server, with batching if it knows of that.
+
+    Args:
+        base_path: the folder of the versions.
+        folder: where to write.
+        parameters: of the batching, instead of batches of up to 32.
+        simdjson: whether the server may use it, where it is installed.
+    """
     command = [sys.executable, "-m", "keras_muffnet.model_server"]
+    if not simdjson:
+        command = [sys.executable, "-c", _WITHOUT_SIMDJSON]
     known = subprocess.run(
         [*command, "--help"], capture_output=True, text=True, check=True
     ).stdout
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command += [f"--rest_api_port={port}", f"--model_name={MODEL}"]
+    command += [f"--rest_api_port={port}", "--port=0"]
+    command += [f"--model_name={MODEL}"]
     command += [f"--model_base_path={base_path.resolve()}"]
     if "--enable_batching" in known:
         if parameters is None:
