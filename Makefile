@@ -1,13 +1,14 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 
-.PHONY: help quickstart reproduce test test-all browser lint format clean
+.PHONY: help quickstart reproduce test test-all browser lint format docs clean
 
 help:
 	@echo "make quickstart  digits from spec to served int8 model: runs/quickstart/"
 	@echo "make reproduce   the paper's tables and figures: results/paper/"
 	@echo "make test        the tests but for the slow ones"
 	@echo "make test-all    all tests"
+	@echo "make docs        the documentation's site: site/index.html"
 	@echo "make lint        ruff and mypy"
 	@echo "make format      ruff's formatter"
 	@echo "make clean       removes .venv, runs and caches"
@@ -42,8 +43,11 @@ format: .venv/test.done
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: .venv/test.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean:
-	rm -rf .venv runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .matrix site runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # One virtual environment; `all` is what the quickstart needs, `test` more.
 .venv/%.done: setup.py

@@ -74,6 +74,13 @@ ALL = sorted(
         *COMPLETION,
     }
 )
+# The documentation's site, and what runs its blocks and notebooks.
+DOCS = [
+    "ipykernel>=6,<8",
+    "mkdocs-material>=9.6,<10",
+    "mkdocstrings[python]>=0.30,<2",
+    "nbclient>=0.10,<1",
+]
 
 setup(
     name="keras-muffnet",
@@ -133,10 +140,12 @@ setup(
         "client": CLIENT,
         "client-grpc": [*CLIENT, *TENSORFLOW, *GRPC],
         "loadtest": LOADTEST,
+        "docs": DOCS,
         "all": ALL,
         "test": [
             *ALL,
             *CLIENT,
+            *DOCS,
             *LOADTEST,
             "check-jsonschema>=0.39,<1",
             "cryptography>=44",

@@ -99,7 +99,7 @@ def run(environment: Environment) -> dict[str, int] | None:
     python = folder / "bin" / "python"
     if not (folder / "done").exists():
         subprocess.run([interpreter, "-m", "venv", folder], check=True)
-        command = [python, "-m", "pip", "install", "-q", "-e"]
+        command = [str(python), "-m", "pip", "install", "-q", "-e"]
         versions = [
             f"tensorflow=={environment.tensorflow}",
             f"keras=={environment.keras}",
@@ -111,7 +111,16 @@ def run(environment: Environment) -> dict[str, int] | None:
     report = folder / "report.xml"
     subprocess.run(
         [
-            *(python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"),
+            *(
+                str(python),
+                "-m",
+                "pytest",
+                "-q",
+                "-n",
+                "2",
+                "--dist",
+                "loadfile",
+            ),
             *("-m", "not slow", f"--junitxml={report}", *TESTS),
         ],
         cwd=ROOT,
