@@ -1,4 +1,5 @@
 import csv
+import math
 import pathlib
 import runpy
 import sys
@@ -18,6 +19,7 @@ from keras_muffnet.reproduction import figures
 from keras_muffnet.reproduction import report
 from keras_muffnet.reproduction import tables
 from keras_muffnet.reproduction import theory
+from keras_muffnet.reproduction.figures import Point
 from keras_muffnet.reproduction.spectrum import constant_matrix
 from tests.conftest import ROOT
 
@@ -282,7 +284,7 @@ STAGES = (
         lambda path: figures.plot_spectrum(constant_matrix(2, 3), 3, 2, path),
         lambda path: figures.plot_spectrum([[5]], 1, 1, path),
         lambda path: figures.plot_accuracy(
-            {"a": [("MuffNet_0.5", 42, 60.0), ("X", 50, 50.0)]}, path
+            {"a": [Point("MuffNet_0.5", 42, 60.0), Point("X", 50, 50.0)]}, path
         ),
     ],
 )
@@ -294,6 +296,30 @@ def test_figures_have_the_same_bytes_each_time(draw, tmp_path):
         assert first == (tmp_path / f"again-{name}").read_bytes()
     assert image.imread(tmp_path / "figure.png").std() > 0.02
     assert b"<svg" in first and b"<dc:date>" not in first
+
+
+def test_figure_6_ranks_by_more_than_chance(tmp_path):
+    # Of 360 images, one is 0.28%; of 10,000 a difference of 2% counts.
+    digits = [Point("MuffNet_0.5", 41, 99.72, 0, 360)]
+    digits += [Point("MobileNet_0.25", 41, 99.44, math.nan, 360)]
+    cifar = [Point("MuffNet_0.5", 41, 93.4, 0.2, 10_000)]
+    cifar += [Point("MobileNet_0.25", 41, 91.4, 0.3, 10_000)]
+    assert not figures.rank(digits)
+    assert figures.rank(cifar)
+    # With three times the spread over seeds they are the same.
+    assert not figures.rank([p._replace(spread=1) for p in cifar])
+    limits = {}
+
+    def kept(figure, path):
+        for axes in figure.axes:
+            limits[axes.get_title()] = axes.get_xlim(), axes.get_ylim()
+            assert len(axes.containers) == (2 if axes.get_legend() else 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save_figure", kept)
+        figures.plot_accuracy({"digits": digits, "cifar": cifar}, "unused")
+    for low, high in (limits["digits"][0], limits["cifar"][1]):
+        assert high - low >= 10
 
 
 def test_inference_shows_the_groups_that_each_step_adds(tmp_path):

@@ -29,6 +29,7 @@ from typing import Any
 from keras_muffnet.cli.common import run as report_failures
 
 if TYPE_CHECKING:
+    from keras_muffnet.reproduction.figures import Point
     from keras_muffnet.reproduction.report import Line
     from keras_muffnet.reproduction.tables import Row
 
@@ -294,15 +295,16 @@ def figures(
     }
 
 
-def accuracy_panels(output: pathlib.Path) -> dict[str, list[Any]]:
+def accuracy_panels(output: pathlib.Path) -> "dict[str, list[Point]]":
     """The paper's accuracies of table 6, and ours that were measured."""
     from keras_muffnet.reproduction import accuracy
     from keras_muffnet.reproduction import tables
+    from keras_muffnet.reproduction.figures import Point
 
     families = ("MuffNet", "ShuffleNet", "MobileNet")
-    panels: dict[str, list[Any]] = {
+    panels: dict[str, list[Point]] = {
         "ImageNet, as the paper prints it (table 6)": [
-            (row.label, row.printed_macs, row.accuracies["ImageNet"])
+            Point(row.label, row.printed_macs, row.accuracies["ImageNet"])
             for row in tables.rows(6)
             if row.label.startswith(families)
         ]
@@ -316,7 +318,13 @@ def accuracy_panels(output: pathlib.Path) -> dict[str, list[Any]]:
                     f"{found.recipe}, {found.epochs} epochs, rows of table "
                     f"{number}"
                 )
-                point = row.label, row.printed_macs, 100 * found.mean
+                point = Point(
+                    row.label,
+                    row.printed_macs,
+                    100 * found.mean,
+                    100 * found.spread,
+                    found.images,
+                )
                 panels.setdefault(title, []).append(point)
     return panels
 

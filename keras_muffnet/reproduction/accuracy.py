@@ -61,6 +61,7 @@ class Summary(NamedTuple):
         recipe: name of the recipe.
         epochs: passes over the training images.
         seeds: how many there are.
+        images: number of test images.
         mean: of the accuracies, as a share.
         spread: their standard deviation; NaN for a single seed.
     """
@@ -69,6 +70,7 @@ class Summary(NamedTuple):
     recipe: str
     epochs: int
     seeds: int
+    images: int
     mean: float
     spread: float
 
@@ -191,20 +193,24 @@ def summarize(row: Row, measurements: Iterable[Measurement]) -> list[Summary]:
     Returns:
         A `Summary` for each data set, recipe and number of epochs.
     """
-    groups: dict[tuple[str, str, int], list[float]] = {}
+    groups: dict[tuple[str, str, int], list[Measurement]] = {}
     for found in measurements:
         if (found.table, found.row) == (_shared_table(row.table), row.label):
             key = found.data, found.recipe, found.epochs
-            groups.setdefault(key, []).append(found.accuracy)
-    return [
-        Summary(
-            *key,
-            len(values),
-            statistics.fmean(values),
-            statistics.stdev(values) if len(values) > 1 else math.nan,
+            groups.setdefault(key, []).append(found)
+    summaries = []
+    for key, group in sorted(groups.items()):
+        values = [found.accuracy for found in group]
+        summaries.append(
+            Summary(
+                *key,
+                len(values),
+                group[0].test_images,
+                statistics.fmean(values),
+                statistics.stdev(values) if len(values) > 1 else math.nan,
+            )
         )
-        for key, values in sorted(groups.items())
-    ]
+    return summaries
 
 
 def read(path: pathlib.Path) -> list[Measurement]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +28,39 @@ _COLORS = (
     "tab:gray",
 )
 
-Point = tuple[str, float, float]  # row, millions of FLOPs, accuracy in percent
+# Least height of an axis of accuracies, in percent: what differs by less than
+# a tenth of it looks alike.
+_SPAN = 10
+
+
+class Point(NamedTuple):
+    """An accuracy of figure 6.
+
+    Attributes:
+        row: the network, such as "MuffNet_0.5".
+        flops: in millions.
+        accuracy: in percent; the mean over the seeds.
+        spread: standard deviation over the seeds, in percent; NaN for one.
+        images: number of test images; 0 for what the paper prints.
+    """
+
+    row: str
+    flops: float
+    accuracy: float
+    spread: float = math.nan
+    images: int = 0
+
+    @property
+    def error(self) -> float:
+        """Standard error of the accuracy, of seeds and test images, in percent.
+
+        What the paper prints counts as exact.
+        """
+        if not self.images:
+            return 0.0
+        spread = 0.0 if math.isnan(self.spread) else self.spread
+        sampling = self.accuracy * (100 - self.accuracy) / self.images
+        return math.sqrt(sampling + spread**2)
 
 
 def plot_spectrum(matrix: Matrix, layers: int, size: int, path: Path) -> None:
@@ -87,42 +120,95 @@ def plot_spectrum(matrix: Matrix, layers: int, size: int, path: Path) -> None:
 def plot_accuracy(panels: Mapping[str, Sequence[Point]], path: Path) -> None:
     """Draws accuracy against FLOPs, a line a family of networks (figure 6).
 
+    Bars are standard deviations over seeds. Accuracies that do not differ by
+    more than chance are drawn by name, in one color: they rank no network.
+
     Args:
-        panels: by title, the rows' names, FLOPs in millions and accuracies in
-            percent.
+        panels: by title, the networks' accuracies.
         path: picture to write; its suffix gives the format.
     """
     figure, grid = new_figure(6.4 * len(panels), 4.6, columns=len(panels))
     columns = list(getattr(grid, "flat", [grid]))
     for axes, (title, points) in zip(columns, panels.items(), strict=True):
-        families: dict[str, list[Point]] = {}
-        for point in points:
-            families.setdefault(_family(point[0]), []).append(point)
-        for number, (family, members) in enumerate(sorted(families.items())):
-            first = family == "MuffNet"
-            axes.plot(
-                [flops for _, flops, _ in members],
-                [accuracy for _, _, accuracy in members],
-                marker="*" if first else "osD^vP"[number % 6],
-                markersize=11 if first else 6,
-                color="tab:red" if first else _COLORS[number % 6],
-                zorder=3 if first else 2,
-                label=family,
-            )
-        axes.set_xscale("log")
-        # Room for two labels, where all rows have about the same FLOPs.
-        flops = [flops for _, flops, _ in points]
-        axes.set_xlim(0.7 * min(flops), 1.4 * max(flops))
-        axes.set_xlabel("FLOPs (millions)")
-        axes.set_ylabel("top-1 accuracy (%)")
         axes.set_title(title, fontsize=10)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(
-            lambda value, _: f"{value:g}" if f"{value:g}"[0] in "235" else ""
-        )
         axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=8)
+        if rank(points):
+            _plot_families(axes, points)
+        else:
+            _plot_names(axes, points)
     save_figure(figure, path)
+
+
+def rank(points: Sequence[Point]) -> bool:
+    """Whether the highest accuracy is above the lowest by more than chance.
+
+    That is, by more than twice the standard error of their difference.
+    """
+    low = min(points, key=lambda point: point.accuracy)
+    high = max(points, key=lambda point: point.accuracy)
+    difference = high.accuracy - low.accuracy
+    return difference > 2 * math.hypot(low.error, high.error)
+
+
+def _plot_families(axes: Any, points: Sequence[Point]) -> None:
+    families: dict[str, list[Point]] = {}
+    for point in points:
+        families.setdefault(_family(point.row), []).append(point)
+    for number, (family, members) in enumerate(sorted(families.items())):
+        first = family == "MuffNet"
+        axes.errorbar(
+            [point.flops for point in members],
+            [point.accuracy for point in members],
+            yerr=[point.spread for point in members],
+            capsize=3,
+            marker="*" if first else "osD^vP"[number % 6],
+            markersize=11 if first else 6,
+            color="tab:red" if first else _COLORS[number % 6],
+            zorder=3 if first else 2,
+            label=family,
+        )
+    axes.set_xscale("log")
+    # Room for two labels, where all rows have about the same FLOPs.
+    flops = [point.flops for point in points]
+    axes.set_xlim(0.7 * min(flops), 1.4 * max(flops))
+    axes.set_ylim(*_span(axes.get_ylim()))
+    axes.set_xlabel("FLOPs (millions)")
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(
+        lambda value, _: f"{value:g}" if f"{value:g}"[0] in "235" else ""
+    )
+    axes.legend(fontsize=8)
+
+
+def _plot_names(axes: Any, points: Sequence[Point]) -> None:
+    axes.errorbar(
+        [point.accuracy for point in points],
+        range(len(points)),
+        xerr=[point.spread for point in points],
+        capsize=3,
+        fmt="o",
+        color="tab:gray",
+    )
+    axes.set_yticks(
+        range(len(points)),
+        [f"{point.row}\n{point.flops:g} M FLOPs" for point in points],
+    )
+    axes.set_ylim(len(points) - 0.5, -0.5)
+    axes.set_xlim(*_span(axes.get_xlim()))
+    axes.set_xlabel(
+        "top-1 accuracy (%): the differences are within chance, no ranking"
+    )
+
+
+def _span(limits: tuple[float, float]) -> tuple[float, float]:
+    """Limits of an axis of percents, widened to `_SPAN` within 0 to 100."""
+    low, high = limits
+    if high - low >= _SPAN:
+        return low, high
+    middle = (low + high) / 2
+    high = min(middle + _SPAN / 2, 100 + 0.05 * _SPAN)
+    return high - _SPAN, high
 
 
 def _family(label: str) -> str:
