@@ -151,9 +151,11 @@ def decibels(wanted: np.ndarray, given: np.ndarray) -> float:
     compared without the constant that a softmax takes out.
     """
     if (wanted >= 0).all() and np.allclose(wanted.sum(axis=-1), 1, atol=1e-2):
-        wanted = np.log(np.maximum(wanted, 1e-9))
-    if (given >= 0).all() and np.allclose(given.sum(axis=-1), 1, atol=0.1):
-        given = np.log(np.maximum(given, 1 / 512))
+        # In int8 a probability is a multiple of 1/256.
+        ends_alike = (given >= 0).all()
+        least = 1 / 512 if ends_alike else 1e-9
+        wanted = np.log(np.maximum(wanted, least))
+        given = np.log(np.maximum(given, least)) if ends_alike else given
     wanted = wanted - wanted.mean(axis=-1, keepdims=True)
     given = given - given.mean(axis=-1, keepdims=True)
     noise = float(np.square(wanted - given).sum())
