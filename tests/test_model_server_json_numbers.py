@@ -20,6 +20,8 @@ pytest.importorskip("simdjson")
 @pytest.fixture(autouse=True)
 def small_bodies(monkeypatch):
     monkeypatch.setattr(json_numbers, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(json_numbers, "_PIECE", 7)
+    monkeypatch.setattr(json_numbers, "_TURN", 0)
 
 
 def answer(body, dtypes, numbers):
@@ -157,6 +159,13 @@ def test_the_same_with_and_without(array, body, dtype):
         "[1,]",
         "[,1]",
         "[1,,2]",
+        "[1],[2]",
+        "[1],2",
+        "[[1,],[2]]",
+        "[[1],[,2]]",
+        "[[1],[2,]]",
+        "[[1,2],[3,4]],[[5,6],[7,8]]",
+        "[[1111111],[2222222]],[[3333333]",
         "[1 2]",
         '["[",1,"]"]',
         "[NaN, 1]",

@@ -26,8 +26,8 @@ class TooLargeError(Exception):
 
 async def read_body(
     receive: Receive, headers: Headers, limit: int
-) -> bytes | None:
-    """Returns the whole body, or None where the client has left.
+) -> list[bytes] | None:
+    """Returns the whole body in pieces, or None where the client has left.
 
     Raises:
         TooLargeError: It has more bytes than `limit`.
@@ -51,7 +51,7 @@ async def read_body(
         if not message.get("more_body", False):
             if size > limit:
                 raise TooLargeError(limit, size)
-            return b"".join(chunks)
+            return chunks
 
 
 def is_gzip(headers: Iterable[tuple[bytes, bytes]]) -> bool:

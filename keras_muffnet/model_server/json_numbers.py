@@ -4,12 +4,17 @@ simdjson, where it is installed, makes an array of a JSON text's numbers
 without a Python object for each. It flattens nested lists; that they have one
 shape is checked by their brackets and commas. Whatever is unusual in a request
 is left to `json_tensors.parse`.
+
+simdjson holds the interpreter's lock, so a long text is read in pieces, between
+which other threads have their turn.
 """
 
 import functools
 import math
 import re
+import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,9 @@ import orjson
 
 # Below, Python's objects cost little.
 _LEAST_BYTES = 2048
+
+_PIECE = 2**19  # bytes that are read at a time, which takes some 2 ms
+_TURN = 1e-4  # seconds left to other threads between two pieces
 
 # What stands before and behind the array. Keys and names hold no escapes.
 _BEFORE = re.compile(
@@ -50,12 +58,15 @@ class Numbers:
     """A list of numbers, or of such lists, all of one length on each level.
 
     Attributes:
-        text: its JSON.
         array: float64, or int64 where it holds integers alone.
+
+    Args:
+        text: its JSON.
+        array: its numbers.
     """
 
-    def __init__(self, text: bytes, array: np.ndarray) -> None:
-        self.text = text
+    def __init__(self, text: memoryview, array: np.ndarray) -> None:
+        self._text = text
         self.array = array
 
     def to_array(self, dtype: str) -> np.ndarray | None:
@@ -74,7 +85,7 @@ class Numbers:
 
     def tolist(self) -> list:
         """Returns what `json_tensors.parse` makes of it."""
-        return orjson.loads(self.text)
+        return orjson.loads(self._text)
 
 
 @functools.cache
@@ -110,30 +121,65 @@ def parse(body: bytes) -> dict[str, Any] | None:
     ]
     if len(signatures) > 1:
         return None
-    text = body[before.end() : end]
-    shape = _shape(text)
-    if shape is None:
+    array = _read(body, before.end(), end, read)
+    if array is None:
         return None
-    whole = not any(mark in text for mark in (b".", b"e", b"E"))
-    try:
-        buffer = read(text).as_buffer(of_type="i" if whole else "d")
-    # What is no array of numbers, or not JSON at all.
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        return None
-    array = np.frombuffer(buffer, np.int64 if whole else np.float64)
-    if len(array) != math.prod(shape):
-        return None  # there is an empty list
-    request: dict[str, Any] = {
-        before["key"].decode(): Numbers(text, array.reshape(shape))
-    }
+    text = memoryview(body)[before.end() : end]
+    request: dict[str, Any] = {before["key"].decode(): Numbers(text, array)}
     for signature in signatures:
         request["signature_name"] = signature.decode()
     return request
 
 
-def _shape(text: bytes) -> tuple[int, ...] | None:
-    """The shape of nested lists, if each level has lists of one length."""
-    marks = text.translate(None, _NUMBERS)
+def _read(
+    body: bytes, begin: int, end: int, read: Callable[[bytes], Any]
+) -> np.ndarray | None:
+    """Makes an array of nested lists, None if they are not of one shape."""
+    whole = all(body.find(mark, begin, end) < 0 for mark in (b".", b"e", b"E"))
+    kind, dtype = ("i", np.int64) if whole else ("d", np.float64)
+    marks: list[bytes] = []
+    arrays: list[np.ndarray] = []
+    depth = 0
+    for piece in _pieces(body, begin, end):
+        if marks:
+            time.sleep(_TURN)
+        marks.append(piece.translate(None, _NUMBERS))
+        # What is open before a piece and behind it makes it a list of its own.
+        opened = b"[" * depth
+        depth += marks[-1].count(b"[") - marks[-1].count(b"]")
+        if not 0 <= depth <= MAX_RANK:
+            return None
+        try:
+            buffer = read(opened + piece + b"]" * depth).as_buffer(of_type=kind)
+        # What is no array of numbers, or not JSON at all.
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return None
+        arrays.append(np.frombuffer(buffer, dtype))
+    shape = _shape(b",".join(marks))
+    array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    # With fewer numbers there is an empty list.
+    if shape is None or len(array) != math.prod(shape):
+        return None
+    return array.reshape(shape)
+
+
+def _pieces(body: bytes, begin: int, end: int) -> Iterator[bytes]:
+    """Cuts a text at commas."""
+    while end - begin > _PIECE:
+        cut = body.find(b",", begin + _PIECE, end)
+        if cut < 0:
+            break
+        yield body[begin:cut]
+        begin = cut + 1
+    yield body[begin:end]
+
+
+def _shape(marks: bytes) -> tuple[int, ...] | None:
+    """The shape of lists, if each level has lists of one length.
+
+    Args:
+        marks: Their brackets and commas.
+    """
     rank = len(marks) - len(marks.lstrip(b"["))
     if not 0 < rank <= MAX_RANK:
         return None

@@ -128,13 +128,13 @@ class App:
     ) -> None:
         """Answers one HTTP request; ASGI's entry point."""
         start = time.perf_counter()
-        body = b""
+        size = 0
         method, path = scope["method"], _raw_path(scope)
         try:
-            read = await read_body(receive, scope["headers"], self._limits.body)
-            if read is None:
+            body = await read_body(receive, scope["headers"], self._limits.body)
+            if body is None:
                 return
-            body = read
+            size = sum(map(len, body))
             answer = await self._answer(method, path, scope["headers"], body)
         except ServingError as error:
             status = _HTTP_STATUS.get(error.code, 500)
@@ -156,13 +156,13 @@ class App:
                 "path": path,
                 "status": answer.status,
                 "milliseconds": round(1000 * (time.perf_counter() - start), 3),
-                "bytes_in": len(body),
+                "bytes_in": size,
                 "bytes_out": len(answer.body),
             }
             access_logger.info("%s", json.dumps(record))
 
     async def _answer(
-        self, method: str, path: str, headers: Headers, body: bytes
+        self, method: str, path: str, headers: Headers, body: list[bytes]
     ) -> _Answer:
         if method == "GET" and (match := _STATUS.fullmatch(path)):
             return _Answer(self._status(_read_spec(match)))
@@ -232,7 +232,7 @@ class App:
             )
 
     async def _run(
-        self, match: re.Match, headers: Headers, body: bytes
+        self, match: re.Match, headers: Headers, body: list[bytes]
     ) -> bytes:
         """Has a model run elsewhere, and counts that."""
         start = time.perf_counter()
@@ -246,7 +246,7 @@ class App:
         try:
             limit = self._limits.unpacked_body if is_gzip(headers) else None
             answer = asyncio.get_running_loop().run_in_executor(
-                self._executor, handle, spec, [body], limit
+                self._executor, handle, spec, body, limit
             )
             return await asyncio.wait_for(answer, self._timeout)
         except TimeoutError:
@@ -266,13 +266,13 @@ class App:
                 seconds = time.perf_counter() - start
                 self._metrics.observe(spec.model, api, "REST", status, seconds)
 
-    # Of each, `body` is a list that it empties: a model that runs for longer
-    # than its client waits holds its inputs alone.
+    # Each empties the list `body`: a model that runs for longer than its client
+    # waits holds its inputs alone.
 
     def _predict(
         self, spec: "_Spec", body: list[bytes], limit: int | None
     ) -> bytes:
-        request = _read_json(body.pop(), limit, numbers=True)
+        request = _read_json(body, limit, numbers=True)
         key = json_tensors.signature_name(request)
         with self._manager.lease(*spec) as servable:
             signature = servable.signature(key)
@@ -303,7 +303,7 @@ class App:
         body: list[bytes],
         limit: int | None,
     ) -> Any:
-        request = _read_json(body.pop(), limit)
+        request = _read_json(body, limit)
         key = json_tensors.signature_name(request)
         serialized = examples.parse_examples(request)
         del request
@@ -350,14 +350,16 @@ def _has_web_origin(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 def _read_json(
-    body: bytes, max_unpacked: int | None, numbers: bool = False
+    body: list[bytes], max_unpacked: int | None, numbers: bool = False
 ) -> Mapping[str, Any]:
+    text = b"".join(body)  # here, because it takes a while of a large one
+    body.clear()
     if max_unpacked is not None:
-        body = unpack(body, max_unpacked)
-    if len(body) < _LARGE:
-        return json_tensors.parse(body, numbers)
+        text = unpack(text, max_unpacked)
+    if len(text) < _LARGE:
+        return json_tensors.parse(text, numbers)
     with _parsing:
-        return json_tensors.parse(body, numbers)
+        return json_tensors.parse(text, numbers)
 
 
 def _to_json(value: Any) -> bytes:
