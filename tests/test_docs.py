@@ -1,6 +1,7 @@
 """The documentation: its site builds, its commands and blocks are valid."""
 
 import argparse
+import csv
 import importlib
 import inspect
 import os
@@ -11,6 +12,8 @@ import sys
 
 import pytest
 
+from keras_muffnet import MuffNet
+from keras_muffnet import count_complexity
 from keras_muffnet.cli.main import load_command
 from tests.conftest import ROOT
 from tools.check_docs import find_blocks
@@ -74,6 +77,59 @@ def muffnet_commands(code):
         if re.match(r"(\w+=\S+ )*muffnet ", line):
             words = shlex.split(line, comments=True)
             yield words[words.index("muffnet") + 1 :]
+
+
+def test_the_table_of_models_is_what_was_measured():
+    rows = re.findall(
+        r"^\| (MuffNet [\d.]+|SSD300 [^|]*) \|(.*)$",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    cells = {name: [c.strip() for c in row.split("|")] for name, row in rows}
+    with (
+        ROOT / "results" / "quantization_latency_x86_vnni_2cores.csv"
+    ).open() as file:
+        measured = {row["model"]: row for row in csv.DictReader(file)}
+    for alpha in (0.5, 1.0, 1.5):
+        row = measured[f"MuffNet average+geometric+none {alpha}"]
+        files, times = cells[f"MuffNet {alpha}"][3:5]
+        assert files == ", ".join(
+            f"{int(row[name]) / 1e6:.1f} MB"
+            for name in ("float_bytes", "int8_bytes")
+        )
+        assert times == ", ".join(
+            f"{float(row[name]):.1f} ms" for name in ("float_ms", "int8_ms")
+        )
+        model = MuffNet(
+            input_shape=(224, 224, 3), alpha=alpha, classes=10, weights=None
+        )
+        complexity = count_complexity(model)
+        assert cells[f"MuffNet {alpha}"][:2] == [
+            f"{float(f'{complexity.parameters / 1e6:.2g}')} M",
+            f"{complexity.macs / 1e6:.0f} M",
+        ]
+    # The cards are written by the command that publishes weights.
+    for name, row in (
+        ("cifar10_0.5", "MuffNet 0.5"),
+        ("bccd", "SSD300 on MuffNet 0.5"),
+    ):
+        card = ROOT / "keras_muffnet" / "weights" / f"{name}.md"
+        score = re.search(
+            r"^\| (?:top 1|AP50)[^|]*\| ([\d.]+%)", card.read_text(), re.M
+        )[1]
+        assert score in cells[row][2]
+
+
+def test_every_result_has_a_table():
+    text = "".join(
+        path.read_text()
+        for path in (
+            ROOT / "docs" / "benchmarks.md",
+            ROOT / "docs" / "guides" / "quantization.md",
+        )
+    )
+    for path in (ROOT / "results").glob("*.csv"):
+        assert f"<!-- table: results/{path.name} " in text
 
 
 def test_the_site_builds(tmp_path):

@@ -10,6 +10,8 @@ block, a comment changes how it is treated:
 
     <!-- check: background -->     starts a server and waits for its port
     <!-- check: skip: reason -->   is not run, and is listed with the reason
+    <!-- check: train: FLAGS -->   runs `muffnet train` with these flags too,
+                                   such as fewer epochs
 
 Prints a line a block with its exit status; exits with status 1 if one failed.
 It needs `nbclient` and `ipykernel`, and the package installed.
@@ -54,7 +56,7 @@ class Block(NamedTuple):
     Attributes:
         line: where it starts, counted from 1.
         language: "bash" or "python".
-        how: "", "background" or "skip: reason".
+        how: "", "background", "skip: reason" or "train: FLAGS".
         code: its text.
     """
 
@@ -137,7 +139,11 @@ def run_block(
         **os.environ,
         "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    command = ["bash", "-euo", "pipefail", "-c", block.code]
+    code = block.code
+    if block.how.startswith("train: "):
+        flags = block.how.removeprefix("train: ")
+        code = code.replace("muffnet train ", f"muffnet train {flags} ")
+    command = ["bash", "-euo", "pipefail", "-c", code]
     if block.how == "background":
         servers.append(
             subprocess.Popen(
