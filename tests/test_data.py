@@ -85,6 +85,7 @@ def test_shuffling_follows_the_seed_and_keeps_pairs():
 
 
 def test_dataset_feeds_keras_on_another_backend(run_python):
+    pytest.importorskip("torch")
     code = (
         "import keras, numpy as np;"
         "from keras_muffnet.data import make_dataset;"

@@ -425,11 +425,14 @@ class Batches(keras.utils.PyDataset):
         return self._length
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
+        if index >= len(self):
+            # Ends a loop over the batches, as Keras before 3.11 writes it.
+            raise IndexError(f"batch {index} of {len(self)}")
         if index == 0:
             # Keras looks at the first batches, then starts anew.
             self._iterator = self._ready()
             self._next = 0
-        if index != self._next or index >= len(self):
+        if index != self._next:
             raise ValueError(
                 "batches must be taken in their order, which `model.fit` does "
                 f"with shuffle=False. Received: batch {index} in place of "

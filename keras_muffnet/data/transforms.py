@@ -124,7 +124,8 @@ class Transform:
     def _operate(self, x: Any, operations: Any, key: Any) -> Any:
         """RandAugment, with operations of its own for each image.
 
-        The layer would pick the same ones for a whole batch. How strongly
+        The layer itself picks the same ones for a whole batch, or draws
+        others, as the version of Keras has it. How strongly
         each acts is drawn by the backend: it follows from seed, epoch and
         step, but another backend draws otherwise.
         """
@@ -135,10 +136,13 @@ class Transform:
             )
             for name in OPERATIONS
         }
-        chosen = ops.transpose(operations)[:, :, None, None, None]
-        return layer.transform_images(
-            x, {"transforms": drawn, "layer_idxes": chosen}
-        )
+        x = ops.cast(x, layer.compute_dtype)
+        for number in range(operations.shape[1]):
+            chosen = operations[:, number, None, None, None]
+            for k, name in enumerate(OPERATIONS):
+                operated = getattr(layer, name).transform_images(x, drawn[name])
+                x = ops.where(chosen == k, operated, x)
+        return x
 
     def _mix(self, x: Any, y: Any, draws: dict[str, Any]) -> tuple[Any, Any]:
         both = {"permutation_order": draws["partner"]}
