@@ -1,6 +1,7 @@
 """The embedded server, driven over loopback by plain HTTP clients."""
 
 import base64
+import contextlib
 import gzip
 import http.client
 import json
@@ -22,6 +23,7 @@ import tensorflow as tf
 
 import keras_muffnet
 from keras_muffnet.model_server import ModelServer
+from keras_muffnet.model_server import http_protocol
 from tests.conftest import free_port
 
 PREDICT = "/v1/models/toy:predict"
@@ -745,6 +747,57 @@ def test_a_client_that_half_closes_gets_its_answers(server, requests):
 def test_bytes_past_a_body_do_not_spoil_the_answer_before(server):
     received = raw_exchange(server, raw_predict() + b"\x00 junk\r\n\r\n")
     assert received.count(b"200 OK") == received.count(ANSWER) == 1
+
+
+HEAD = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (HEAD + b"X-Long: ", b"a" * 2**12),
+        (HEAD, b"X-Many: a\r\n" * 300),
+        (b"GET /", b"a" * 2**12),
+        (
+            HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n",
+            b"X-Trailer: a\r\n" * 300,
+        ),
+    ],
+    ids=["one header", "many headers", "a path", "trailers"],
+)
+def test_headers_without_an_end(server, head, piece):
+    address = urllib.parse.urlsplit(server.url)
+    with socket.create_connection(
+        (address.hostname, address.port), timeout=60
+    ) as client:
+        client.sendall(head)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                client.sendall(piece)
+            client.shutdown(socket.SHUT_WR)
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while chunk := client.recv(2**16):
+                received += chunk
+    # A client that still sends may find the connection reset.
+    assert b"Expected headers of at most" in received or not received
+    assert b"200 OK" not in received
+    assert call(server, "GET", "/v1/models/toy")[0] == 200
+
+
+def test_large_headers_and_pipelined_requests(server):
+    large = raw_predict(headers=b"X-Large: %b\r\n" % (b"a" * 60_000))
+    received = raw_exchange(server, large * 5, half_close=True)
+    assert received.count(b"200 OK") == received.count(ANSWER) == 5
+
+
+@pytest.mark.parametrize(
+    "data", [b"", HEAD, HEAD + b"Content-Length: 9\r\n\r\n{"]
+)
+def test_clients_that_never_finish_a_request(base_path, monkeypatch, data):
+    monkeypatch.setattr(http_protocol, "_SILENCE", 0.2)
+    with ModelServer(base_path) as server:
+        assert raw_exchange(server, data) == b""
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")

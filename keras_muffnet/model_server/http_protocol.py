@@ -1,16 +1,51 @@
 """HTTP as TensorFlow Serving's clients know it, where uvicorn differs."""
 
+import asyncio
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_MAX_HEADERS = 2**16  # bytes of headers, or of trailers
+_SILENCE = 75.0  # seconds that a client may pause within a request
 
 
 class HttpProtocol(HttpToolsProtocol):
     """Keeps connections of HTTP/1.0, and answers what was asked for.
 
     uvicorn closes a connection whose client sends no more, or sends what is no
-    HTTP, though an earlier request on it is not answered yet.
+    HTTP, though an earlier request on it is not answered yet. It takes headers
+    of any size, in a time that grows with the square of it, and keeps clients
+    that never finish a request.
     """
 
+    _headers = 0  # bytes since the last that were something else
+    _heard = 0.0  # when the client sent something
+    _watch: asyncio.TimerHandle | None = None
+
+    def connection_made(  # type: ignore[override] # noqa: D102
+        self, transport: asyncio.Transport
+    ) -> None:
+        super().connection_made(transport)
+        self._heard = self.loop.time()
+        self._watch = self.loop.call_later(_SILENCE, self._close_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
+        if self._watch is not None:
+            self._watch.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102
+        self._heard = self.loop.time()
+        before = self._headers = self._headers + len(data)
+        super().data_received(data)
+        # Otherwise the parser has come to a body or to the end.
+        endless = self._headers == before > _MAX_HEADERS
+        if endless and not self.transport.is_closing():
+            self.send_400_response(
+                f"Expected headers of at most {_MAX_HEADERS} bytes."
+            )
+
     def on_headers_complete(self) -> None:  # noqa: D102
+        self._headers = 0
         super().on_headers_complete()
         if self.parser.get_http_version() != "1.0":
             return
@@ -21,6 +56,14 @@ class HttpProtocol(HttpToolsProtocol):
                 *self.cycle.default_headers,
                 (b"connection", b"keep-alive"),
             ]
+
+    def on_body(self, body: bytes) -> None:  # noqa: D102
+        self._headers = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:  # noqa: D102
+        self._headers = 0
+        super().on_message_complete()
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # noqa: D102
         if not self._owes_answer() or self.scheme == "https":
@@ -34,6 +77,19 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
         else:
             super().send_400_response(msg)
+
+    def _close_silent(self) -> None:
+        """Closes a connection if the rest of a request is long in coming.
+
+        uvicorn closes those that wait for a next request.
+        """
+        rest = self._heard + _SILENCE - self.loop.time()
+        waits = self.cycle is None or self.cycle.more_body or self._headers
+        if waits and rest <= 0 and not self.flow.read_paused:
+            self.transport.close()
+            return
+        rest = rest if rest > 0 else _SILENCE
+        self._watch = self.loop.call_later(rest, self._close_silent)
 
     def _owes_answer(self) -> bool:
         """Returns whether a request has come whole and is not answered."""
