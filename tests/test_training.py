@@ -631,3 +631,4 @@ def test_a_folders_splits_and_changes(tmp_path):
         open_feed(recipe)
     feed = open_feed(held)  # what is held out is all that there is
     assert feed.validation_size == 0 and feed.test_size > 0
+    assert feed.test_split == "val" and "validation images;" in feed.report()

@@ -38,6 +38,7 @@ class SmallFeed:
     class_names = ("a", "b")
     preprocessing = Preprocessing(class_names=class_names)
     train_size = test_size = 8
+    test_split = "test"
     validation_size = 0
     steps_per_epoch = 2
 
@@ -244,24 +245,74 @@ def test_backbones_are_compared(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("lists", "train_size"),
+    ("lists", "sizes", "held_out"),
     [
-        ({"trainval": "abcd", "train": "ab", "test": "tu"}, 4),
-        ({"train": "abc", "val": "tu"}, 3),
-        (None, 3),  # COCO
+        ({"trainval": "abcd", "train": "ab", "test": "tu"}, (4, 0, 2), None),
+        # What is tested on stands for "test" and is a part of "trainval".
+        (
+            {"trainval": "abtu", "train": "ab", "val": "tu"},
+            (2, 0, 2, "val"),
+            None,
+        ),
+        ({"train": "abc", "val": "tu"}, (3, 0, 2, "val"), None),
+        ({"train": "ab", "val": "d", "test": "tu"}, (2, 1, 2), None),
+        ({"train": "abcd", "test": "tu"}, (3, 1, 2), 0.3),
+        ({"trainval": "abcd", "test": "tu"}, (3, 1, 2), 0.3),
+        ({"train": "abcd"}, (3, 0, 1, "val"), 0.3),
+        (None, (3, 0, 3, "val"), None),  # COCO
     ],
 )
-def test_the_small_recipe_finds_the_splits(lists, train_size, tmp_path):
+def test_the_small_recipe_finds_the_splits(lists, sizes, held_out, tmp_path):
     if lists is None:
         write_coco(tmp_path, "train2017")
         write_coco(tmp_path, "val2017")
     else:
-        write_voc(tmp_path / "voc", lists, VOC)
+        write_voc(tmp_path / "voc", lists, dict.fromkeys(VOC, VOC["a"]))
     recipe = dataclasses.replace(
         load_recipe("ssd300_fast", DetectionRecipe),
         data=str(tmp_path if lists is None else tmp_path / "voc"),
         size=32,
         batch_size=2,
-        test_split="val" if lists and "test" not in lists else "test",
+        validation_split=held_out,
     )
-    assert open_detection_feed(recipe).train_size == train_size
+    feed = open_detection_feed(recipe)
+    assert (feed.train_size, feed.validation_size, feed.test_size) == sizes[:3]
+    assert feed.test_split == ("val" if sizes[3:] else "test")
+    kinds = feed.report().partition(" images")[0]
+    assert ("validation" in kinds) == bool(feed.validation_size or sizes[3:])
+    assert len(feed.ground_truth(True)) == len(
+        [row for x, _ in feed.validation() for row in x]
+    )
+
+
+def test_what_is_held_out_is_not_trained_on(tmp_path):
+    lists = {"trainval": "abcd", "train": "ab", "test": "tu"}
+    write_voc(tmp_path / "voc", lists, VOC)
+    recipe = small_recipe(
+        data=str(tmp_path / "voc"),
+        train_split="trainval",
+        validation_split=0.3,
+    )
+    with pytest.raises(ValueError, match="`train_split` must be 'train'"):
+        open_detection_feed(recipe)
+
+
+class ValidatedFeed(SmallFeed):
+    """Its last image, which has no objects, is what epochs are compared on."""
+
+    validation_size = 1
+
+    def validation(self):
+        return Batches([(self.images[-1:], self.targets[-1:])])
+
+    def ground_truth(self, validation=False):
+        truths = super().ground_truth()
+        return truths[-1:] if validation else truths
+
+
+def test_epochs_are_compared_on_validation_images(tmp_path):
+    _, result = run(tmp_path, ValidatedFeed())
+    log = read_log(tmp_path)
+    assert [float(row["val_ap50"]) for row in log] == [0, 0, 0]
+    assert result["last"]["loss"] != float(log[-1]["val_loss"])
+    assert result["best"]["epoch"] == 1

@@ -50,6 +50,7 @@ class SmallFeed:
     preprocessing = Preprocessing(class_names=CLASSES)
     train_size = 48
     test_size = 14
+    test_split = "test"
     validation_size = 0
     steps_per_epoch = 6
     side = 8

@@ -7,12 +7,12 @@
 Any setting on the command line overrides the recipe's; `none` takes one back
 that may be without a value. The run's folder gets `best.keras`, `last.keras`,
 `result.json`, `configuration.json`, `log.csv`, `curves.png`, TensorBoard's
-events and the checkpoints. The best epoch is that of the highest accuracy on
-the validation split, where there is one beside the test split or
---validation-split makes one, and else on the test split, as that of detectors
-by AP50. Killed at any moment, the same command resumes after the last
-checkpoint; with --deterministic, to the same weights. Ctrl-C and SIGTERM write
-one first. Images that changed in between are refused, see --data-check.
+events and the checkpoints. The best epoch is that of the highest accuracy, or
+AP50 of detectors, on the validation split, where there is one beside the
+training and test splits or --validation-split makes one, and else on the test
+split: a line says so. Killed at any moment, the same command resumes after the
+last checkpoint; with --deterministic, to the same weights. Ctrl-C and SIGTERM
+write one first. Images that changed in between are refused, see --data-check.
 `KERAS_BACKEND` chooses tensorflow, jax or torch. Without it, and without a GPU,
 a classifier is trained on torch where its fused operations can be had: they
 need PyTorch and a C compiler. What computes is printed.

@@ -151,6 +151,11 @@ def missing_split(source: str, splits: Sequence[str], name: str) -> ValueError:
     )
 
 
+def split_given(name: str, splits: Sequence[str]) -> str:
+    """Returns "val" where it stands in for "test", and else the name."""
+    return "val" if name == "test" and "test" not in splits else name
+
+
 def check_fraction(fraction: float, source: str, splits: Sequence[str]) -> None:
     """Raises if a part of the training images cannot be held out."""
     if (

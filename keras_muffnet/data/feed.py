@@ -24,6 +24,7 @@ from keras_muffnet.data.digits import DigitsExamples
 from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
 from keras_muffnet.data.examples import balanced_class_weights
+from keras_muffnet.data.examples import split_given
 from keras_muffnet.data.geometry import Geometry
 from keras_muffnet.data.reading import PillowReader
 from keras_muffnet.data.reading import TensorFlowReader
@@ -124,6 +125,7 @@ class Feed:
         validation_size: how many images `validation` gives; 0 where these
             are the test images.
         test_size: how many images `evaluation` gives.
+        test_split: name of their split: "val" where "test" gives these.
         steps_per_epoch: whole batches in an epoch; which images are left over
             differs by epoch.
         skipped: bad images left out, of both splits, each with the reason.
@@ -135,6 +137,7 @@ class Feed:
         train: Split,
         validation: Split,
         test: Split,
+        test_split: str,
         class_names: tuple[str, ...],
         recipe: Augmentation,
         transform: Transform,
@@ -148,6 +151,7 @@ class Feed:
         self.train_size = len(train)
         self.validation_size = 0 if validation is test else len(validation)
         self.test_size = len(test)
+        self.test_split = test_split
         self.steps_per_epoch = len(train) // batch_size
         self.skipped = (*train.skipped, *test.skipped)
         if validation is not test:
@@ -177,8 +181,9 @@ class Feed:
         parts = f"{self.train_size} training"
         if self.validation_size:
             parts += f", {self.validation_size} validation"
+        kind = "validation" if self.test_split == "val" else "test"
         return (
-            f"{parts} and {self.test_size} test images; "
+            f"{parts} and {self.test_size} {kind} images; "
             f"{len(self.skipped)} bad ones skipped"
             + (f": {names}{more}" if names else "")
         )
@@ -595,6 +600,7 @@ def make_feed(
         train_images,
         val_images,
         test_images,
+        split_given(test_split, source.splits),
         source.class_names,
         augmentation,
         transform,

@@ -61,7 +61,8 @@ class MeanAveragePrecision(keras.callbacks.Callback):
 
     Args:
         feed: `keras_muffnet.data.detection.feed.DetectionFeed`, or what has its
-            `class_names`, `evaluation` and `ground_truth`.
+            `class_names`, `evaluation` and `ground_truth`. With a
+            `validation_size` above 0, its `validation` images are taken.
         every: epochs between evaluations.
     """
 
@@ -80,11 +81,15 @@ class MeanAveragePrecision(keras.callbacks.Callback):
             lambda batch: predict(self.model, batch[0]),
             self.feed,
             predictions_layer(self.model).image_size,
+            validation=bool(getattr(self.feed, "validation_size", 0)),
         )
 
 
 def measure_ap50(
-    detect: Callable[[Any], Detections], feed: Any, size: tuple[int, int]
+    detect: Callable[[Any], Detections],
+    feed: Any,
+    size: tuple[int, int],
+    validation: bool = False,
 ) -> float:
     """Returns a detector's AP50 on the test images of a feed; see `ap50`.
 
@@ -94,9 +99,13 @@ def measure_ap50(
         feed: `keras_muffnet.data.DetectionFeed`, or what has its
             `class_names`, `evaluation` and `ground_truth`.
         size: height and width of the network's input.
+        validation: takes the images that epochs are compared on instead.
     """
-    truths = feed.ground_truth()
-    found = find_objects(detect, feed.evaluation(), truths, size)
+    if validation:
+        truths, batches = feed.ground_truth(validation), feed.validation()
+    else:
+        truths, batches = feed.ground_truth(), feed.evaluation()
+    found = find_objects(detect, batches, truths, size)
     return ap50(truths, found, len(feed.class_names))
 
 

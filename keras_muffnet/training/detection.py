@@ -62,7 +62,27 @@ def open_detection_feed(recipe: DetectionRecipe) -> DetectionFeed:
             "`data` must name the images: a folder of Pascal VOC or COCO, or "
             "'tfds:NAME'. Received: data=None"
         )
-    source = open_detection_source(recipe.data)
+    source = open_detection_source(
+        recipe.data,
+        validation_split=recipe.validation_split,
+        seed=recipe.seed,
+    )
+    train_split = recipe.train_split or find_train_split(
+        source, recipe.test_split
+    )
+    if recipe.validation_split is not None and train_split != "train":
+        raise ValueError(
+            "`train_split` must be 'train' where a part of these images is "
+            "held out. Received: "
+            f"validation_split={recipe.validation_split}, "
+            f"train_split={train_split!r}"
+        )
+    # Lists of other names, such as VOC's "trainval", hold images of "val".
+    apart = (
+        train_split == "train"
+        and recipe.test_split != "val"
+        and {"val", recipe.test_split} <= set(source.splits)
+    )
     return make_detection_feed(
         source,
         size=(recipe.size, recipe.size),
@@ -70,9 +90,9 @@ def open_detection_feed(recipe: DetectionRecipe) -> DetectionFeed:
         max_objects=recipe.max_objects,
         seed=recipe.seed,
         augment=SSDAugmentation(hue=recipe.hue, expansion=recipe.expansion),
-        train_split=recipe.train_split
-        or find_train_split(source, recipe.test_split),
+        train_split=train_split,
         test_split=recipe.test_split,
+        val_split="val" if apart else None,
         on_bad_annotation=recipe.on_bad,
     )
 
@@ -82,14 +102,11 @@ def find_train_split(source: DetectionSource, test_split: str) -> str:
 
     Args:
         source: images with boxes.
-        test_split: name of the split that is evaluated on.
+        test_split: name of the split that is evaluated on. "val" is a part
+            of "trainval", as what stands in for a test split that is missing.
     """
-    try:
-        for split in ("trainval", test_split):
-            source.split(split)
-    except ValueError:
-        return "train"
-    return "trainval"
+    beside = test_split != "val" and test_split in source.splits
+    return "trainval" if beside and "trainval" in source.splits else "train"
 
 
 def build_detector(recipe: DetectionRecipe, classes: int) -> keras.Model:
@@ -222,7 +239,12 @@ class Detection:
                 answer[..., :-4], answer[..., -4:], anchors, layer.image_size
             )
 
-        score = measure_ap50(detect, self.feed, layer.image_size)
+        score = measure_ap50(
+            detect,
+            self.feed,
+            layer.image_size,
+            validation=bool(self.feed.validation_size) and not final,
+        )
         return {
             "loss": float(np.average(losses, weights=weights)),
             "ap50": score,

@@ -43,6 +43,13 @@ CONFIGURATION = "configuration.json"
 RESULT = "result.json"
 BEST = "best.keras"
 LAST = "last.keras"
+# Where no images are left to compare epochs on alone; and are these "val".
+_CHOSEN_ON = {
+    False: "There are no validation images beside the training and test "
+    "images: the best epoch is chosen on the test images",
+    True: "There are no test images: the best epoch is chosen on the "
+    "validation images, and the closing figures are of them",
+}
 # What may change when a run goes on, since no weight depends on it.
 _HANDLING = ("checkpoint_steps", "checkpoints_kept", "devices", "data_check")
 
@@ -179,10 +186,7 @@ class _Run:
         saved = self._load()
         epoch, step = (saved.epoch, saved.step) if saved else (0, 0)
         if not self.feed.validation_size:
-            self._say(
-                "There are no validation images: the best epoch is chosen on "
-                "the test images"
-            )
+            self._say(_CHOSEN_ON[self.feed.test_split == "val"])
         phases = self.task.phases()
         for phase in phases:
             # Now, not after hours: it raises where a layer is unknown.
@@ -363,8 +367,9 @@ class _Run:
             self.log.write(self.rows)
         self.save(epoch + 1, 0)
         self._save_if_best()
+        compared = self.feed.validation_size or self.feed.test_split == "val"
         self._say(
-            f"{'Validation' if self.feed.validation_size else 'Test'}: "
+            f"{'Validation' if compared else 'Test'}: "
             f"{self.task.told(tested)} "
             f"(best so far {max(map(self._score, self.rows)):.2%})"
         )

@@ -38,6 +38,11 @@ class RunRecipe:
         "`open_detection_source`",
         None,
     )
+    validation_split: float | None = _setting(
+        "part of the training images on which epochs are compared, where the "
+        "data have no validation images",
+        None,
+    )
     on_bad: str = _setting(
         "what to do with bad images and annotations: one of "
         + ", ".join(ON_BAD),
@@ -136,11 +141,6 @@ class Recipe(RunRecipe):
         ValueError: if a setting is not as told.
     """
 
-    validation_split: float | None = _setting(
-        "part of the training images on which epochs are compared, where the "
-        "data have no validation images",
-        None,
-    )
     nested: str | None = _setting(
         "what folders in the folder of a class are: 'top' for more of its "
         "images, 'path' for classes of their own",

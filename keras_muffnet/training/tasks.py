@@ -32,6 +32,7 @@ class Feed(Protocol):
         validation_size: number of validation images; 0 where `validation`
             gives the test images.
         test_size: number of test images.
+        test_split: name of their split: "val" where there are no others.
         steps_per_epoch: batches of an epoch.
         preprocessing: how test images are made ready.
     """
@@ -41,6 +42,7 @@ class Feed(Protocol):
     train_size: int
     validation_size: int
     test_size: int
+    test_split: str
     steps_per_epoch: int
 
     def epoch(self, epoch: int, start_step: int = 0) -> Any:

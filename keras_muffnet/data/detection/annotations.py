@@ -286,7 +286,8 @@ def hold_out(
 
     @functools.cache
     def parts() -> tuple[DetectionExamples, np.ndarray]:
-        train = source.split("train")
+        all_of_it = "trainval" if "trainval" in source.splits else "train"
+        train = source.split(all_of_it)
         # Paths differ from place to place, and the folder tells nothing.
         keys = [os.path.basename(train.name(i)) for i in range(len(train))]
         return train, held_out(keys, [0] * len(keys), fraction, seed)
@@ -299,7 +300,8 @@ def hold_out(
         train, held = parts()
         return _Taken(train, np.flatnonzero(held == (name == "val")))
 
-    splits = ["train", "val", *source.splits]
+    others = [s for s in source.splits if s != "trainval"]
+    splits = ["train", "val", *others]
     return dataclasses.replace(
         source, splits=tuple(dict.fromkeys(splits)), _split=split
     )

@@ -30,6 +30,7 @@ from keras_muffnet.data.detection.annotations import checked
 from keras_muffnet.data.detection.augmentation import LEAST_SCALE
 from keras_muffnet.data.detection.augmentation import SSDAugmentation
 from keras_muffnet.data.examples import file_stamp
+from keras_muffnet.data.examples import split_given
 from keras_muffnet.data.feed import Batches
 from keras_muffnet.data.feed import fits_in_memory
 from keras_muffnet.data.reading import in_threads
@@ -91,27 +92,31 @@ class _Split:
 
 
 class DetectionFeed:
-    """Training and test batches. Made by `make_detection_feed`.
+    """Training, validation and test batches. Made by `make_detection_feed`.
 
     Attributes:
         class_names: a name for each class.
         train_size: how many images an epoch draws from.
+        validation_size: how many images `validation` gives; 0 where these
+            are the test images.
         test_size: how many images `evaluation` gives.
-        validation_size: 0; `validation` gives the test images.
+        test_split: name of their split: "val" where "test" gives these.
         steps_per_epoch: whole batches in an epoch; which images are left over
             differs by epoch.
         preprocessing: how images are made ready, for a model to keep.
         max_objects: rows of the targets of an image.
-        skipped: what was left out, of both splits: images, then objects, each
+        skipped: what was left out, of all splits: images, then objects, each
             with its name and the reason.
-        clipped: objects of both splits whose boxes reached out of their image.
+        clipped: objects of all splits whose boxes reached out of their image.
     """
 
     def __init__(
         self,
         source: DetectionSource,
         train: _Split,
+        validation: _Split,
         test: _Split,
+        test_split: str,
         size: tuple[int, int],
         batch_size: int,
         max_objects: int,
@@ -123,20 +128,28 @@ class DetectionFeed:
     ):
         self.class_names = source.class_names
         self.train_size = len(train.images)
+        self.validation_size = (
+            0 if validation is test else len(validation.images)
+        )
         self.test_size = len(test.images)
-        self.validation_size = 0  # epochs are compared on the test images
+        self.test_split = test_split
         self.steps_per_epoch = self.train_size // batch_size
         self.preprocessing = Preprocessing(None, mean, std, self.class_names)
         self.max_objects = max_objects
+        self._splits = [train, test]
+        if validation is not test:
+            self._splits.insert(1, validation)
+        self._skipped_images = [
+            problem for s in self._splits for problem in s.skipped_images
+        ]
         self.skipped = (
-            *train.skipped_images,
-            *test.skipped_images,
-            *train.skipped_objects,
-            *test.skipped_objects,
+            *self._skipped_images,
+            *(problem for s in self._splits for problem in s.skipped_objects),
         )
-        self.clipped = (*train.clipped, *test.clipped)
+        self.clipped = tuple(box for s in self._splits for box in s.clipped)
         self._source = source
         self._train = train
+        self._validation = validation
         self._test = test
         self._size = size
         self._batch_size = batch_size
@@ -148,15 +161,21 @@ class DetectionFeed:
 
     def report(self) -> str:
         """Says in a line what there is and what was skipped and clipped."""
-        train, test = self._train, self._test
-        images = len(train.skipped_images) + len(test.skipped_images)
+        images = len(self._skipped_images)
         objects = len(self.skipped) - images
+        kinds = ["training", "validation", "test"]
+        if not self.validation_size:
+            kinds.remove("test" if self.test_split == "val" else "validation")
+        told = [
+            f"{len(s.images)} {kind}"
+            for s, kind in zip(self._splits, kinds, strict=True)
+        ]
+        counts = [str(split.objects()) for split in self._splits]
         names = "; ".join(f"{n}: {reason}" for n, reason in self.skipped[:5])
         more = "; ..." if len(self.skipped) > 5 else ""
         first = self._source.first_pixel
         return (
-            f"{self.train_size} training and {self.test_size} test images, "
-            f"with {train.objects()} and {test.objects()} objects"
+            f"{_joined(told)} images, with {_joined(counts)} objects"
             + (f" (coordinates from {first})" if first is not None else "")
             + f"; {images} bad images and {objects} bad objects skipped"
             + (f" ({names}{more})" if names else "")
@@ -200,7 +219,7 @@ class DetectionFeed:
                 times of their files.
         """
         digest = hashlib.sha256()
-        for split in (self._train, self._test):
+        for split in self._splits:
             for image in split.images:
                 name = split.examples.name(image.position)
                 digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
@@ -214,8 +233,11 @@ class DetectionFeed:
         return digest.hexdigest()
 
     def validation(self) -> Batches:
-        """Gives the images that epochs are compared on: the test images."""
-        return self.evaluation()
+        """Gives the images that epochs are compared on, as `evaluation` does.
+
+        The test images where there is no validation split.
+        """
+        return self._once(self._validation)
 
     def evaluation(self) -> Batches:
         """Gives each test image once, in the order of the source.
@@ -224,19 +246,28 @@ class DetectionFeed:
             Batches as those of `epoch`, of whole images that are not
             augmented. The last may be smaller.
         """
-        steps = range(math.ceil(self.test_size / self._batch_size))
-        return self._batches(self._test, np.arange(self.test_size), steps)
+        return self._once(self._test)
 
-    def ground_truth(self) -> list[GroundTruth]:
-        """All objects of the test images, in the order of `evaluation`."""
+    def ground_truth(self, validation: bool = False) -> list[GroundTruth]:
+        """All objects of the test images, in the order of `evaluation`.
+
+        Args:
+            validation: takes the images of `validation` instead.
+        """
+        split = self._validation if validation else self._test
         return [
             GroundTruth(
-                self._test.examples.id(image.position),
+                split.examples.id(image.position),
                 image.size,
                 *image.objects[:5],
             )
-            for image in self._test.images
+            for image in split.images
         ]
+
+    def _once(self, split: _Split) -> Batches:
+        count = len(split.images)
+        steps = range(math.ceil(count / self._batch_size))
+        return self._batches(split, np.arange(count), steps)
 
     def _batches(
         self,
@@ -304,6 +335,7 @@ def make_detection_feed(
     augment: bool | SSDAugmentation = True,
     train_split: str = "train",
     test_split: str = "test",
+    val_split: str | None = None,
     on_bad_annotation: str = "raise",
     train_difficult: bool = True,
     train_crowd: bool = False,
@@ -329,12 +361,14 @@ def make_detection_feed(
             not kept.
         batch_size: images a batch.
         max_objects: rows of the targets of an image. None takes the most
-            objects that an image has, of both splits.
+            objects that an image has, of all splits.
         seed: of the order and the augmentation.
         augment: training images as SSD does it, or by one's own recipe. False
             resizes them as test images.
         train_split: name of the training split.
         test_split: name of the test split.
+        val_split: name of the split that `DetectionFeed.validation` gives, to
+            compare epochs on; None for the test images.
         on_bad_annotation: `"raise"`, or `"skip"` to leave bad images and
             objects out and list them in `DetectionFeed.skipped`. With
             `"raise"`, damaged pixels of images that are not kept in memory are
@@ -394,12 +428,15 @@ def make_detection_feed(
         )
     augmentation = SSDAugmentation() if augment is True else augment or None
     skip = on_bad_annotation == "skip"
-    both = [source.split(train_split), source.split(test_split)]
+    names = [train_split, test_split]
+    if val_split is not None:
+        names.insert(1, val_split)
+    opened = [source.split(name) for name in names]
     splits = [
         _scanned(examples, skip, max_objects, train_difficult, train_crowd)
-        for examples in both
+        for examples in opened
     ]
-    random = [augmentation is not None, False]
+    random = [augmentation is not None, False, False][: len(splits)]
     if cache is None:
         needed = sum(
             3 * math.prod(image.size if whole else size)
@@ -423,7 +460,9 @@ def make_detection_feed(
                 f"{len(split.images)} images without any, and {len(left)} bad "
                 f"ones{first}"
             )
-    train, test = splits
+    train, validation, test = splits[0], splits[-2:][0], splits[-1]
+    if val_split is None:
+        validation = test
     if len(train.images) < batch_size:
         raise ValueError(
             "`batch_size` must be at most the number of good training images, "
@@ -435,7 +474,9 @@ def make_detection_feed(
     return DetectionFeed(
         source,
         train,
+        validation,
         test,
+        split_given(test_split, source.splits),
         size,
         batch_size,
         max_objects,
@@ -558,6 +599,11 @@ def _each(
         yield from zip((n for (n,) in tasks(step)), results, strict=True)
         if progress:
             progress.update(min((step + 1) * _CHUNK, len(numbers)))
+
+
+def _joined(parts: list[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}"
 
 
 def _problem(
