@@ -476,8 +476,8 @@ def test_a_model_fits(folder, backend):
 
 
 def test_training_needs_no_tensorflow(folder, run_python):
-    pytest.importorskip("torch")
     """Keras on JAX, fed by Pillow, sees what TensorFlow's users see."""
+    pytest.importorskip("jax")
     code = f"""
 import sys
 sys.modules["tensorflow"] = None
