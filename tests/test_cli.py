@@ -179,6 +179,7 @@ def test_quantize_leaves_bad_images_out(truncated):
         data=str(truncated), size=None, train_images=None, seed=0, on_bad="skip"
     )
     args.train_split, args.test_split = "train", "test"
+    args.validation_split = args.nested = None
     model = mock.Mock(input_shape=(None, 8, 8, 3))
     with pytest.warns(UserWarning, match=r"2 bad images .*1\.png"):
         train, test, _ = quantize_classifier.load_data(model, args)

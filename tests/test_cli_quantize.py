@@ -187,6 +187,7 @@ def given(**kwargs):
     """Arguments as the command line gives them, the defaults filled in."""
     flags = {"size": None, "train_images": None, "seed": 0, "on_bad": "raise"}
     flags |= {"train_split": "train", "test_split": "test"}
+    flags |= {"validation_split": None, "nested": None}
     return mock.Mock(**flags | kwargs)
 
 
