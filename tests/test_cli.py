@@ -317,7 +317,7 @@ def test_a_folder_is_fine_tuned_and_evaluated(photos, tmp_path):
     ]
     trained = command(*settings)
     assert trained.returncode == 0, trained.stderr
-    assert "16 training and 8 test images" in trained.stdout
+    assert "16 training and 8 validation images" in trained.stdout
     result = json.loads((output / "result.json").read_text())
     assert set(result) == {"best", "last"}
     asked = command(
