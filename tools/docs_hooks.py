@@ -1,4 +1,4 @@
-"""MkDocs hooks: tables made of CSV files, pictures from `results/`.
+"""MkDocs hooks: tables and a picture made of CSV files, other pictures.
 
 In a page, a line
 
@@ -9,9 +9,13 @@ formats a column, with underscores for spaces in the heading. Without columns
 the table has all of them. `by=a,b` makes one row of all rows that agree in the
 columns a and b; other columns then are `mean(c)`, `median(c)`, `stdev(c)` or
 `count(c)`, and `where=a:value` keeps the rows that have this value.
+
+Pictures of `results/` appear in `pictures/`, and `pictures/latency.png` is
+drawn of `results/quantization_latency_x86_vnni_2cores.csv`.
 """
 
 import csv
+import io
 import pathlib
 import re
 import statistics
@@ -19,6 +23,8 @@ from typing import Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
+
+from keras_muffnet.plots import new_figure
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Folders outside of `docs/` whose pictures pages show, and where they appear.
@@ -36,7 +42,44 @@ def on_files(files: Any, config: Any) -> Any:
                     config, f"{target}/{path.name}", abs_src_path=str(path)
                 )
             )
+    latency = draw_latency(
+        ROOT / "results" / "quantization_latency_x86_vnni_2cores.csv"
+    )
+    files.append(
+        File.generated(config, "pictures/latency.png", content=latency)
+    )
     return files
+
+
+def draw_latency(path: pathlib.Path) -> bytes:
+    """Draws the latency of networks as float and int8 files, as a PNG file."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))[::-1]
+    figure, axes = new_figure(6.4, 0.45 * len(rows) + 0.8)
+    for offset, column, label, color in (
+        (0.2, "float_ms", "float32", "tab:gray"),
+        (-0.2, "int8_ms", "int8", "tab:red"),
+    ):
+        bars = axes.barh(
+            [k + offset for k in range(len(rows))],
+            [float(row[column]) for row in rows],
+            height=0.38,
+            color=color,
+            label=label,
+        )
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axes.set_yticks(
+        range(len(rows)),
+        [row["model"].replace("average+geometric+none ", "") for row in rows],
+    )
+    axes.set_xscale("log")
+    axes.set_xlim(right=2 * max(float(row["float_ms"]) for row in rows))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("milliseconds an image, one thread")
+    axes.legend(loc="upper right", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
         "--card",
         required=True,
         type=pathlib.Path,
-        help="Markdown on the images: what they are, licence, intended use",
+        help="Markdown on the images: what they are, license, intended use",
     )
     parser.add_argument(
         "--command", required=True, help="what the runs were started with"
