@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes of files."""
 
 import contextlib
 import csv

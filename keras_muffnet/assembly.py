@@ -54,7 +54,7 @@ def check_arguments(
     default_size: int = 224,
     published: Collection[str] = (),
 ) -> CommonArguments:
-    """Checks the arguments that all networks have, as `MuffNet` tells of them.
+    """Checks the arguments that all networks have, as `MuffNet` describes them.
 
     Args:
         input_shape: see `keras_muffnet.MuffNet`, as for all that follow.

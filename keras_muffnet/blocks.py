@@ -39,7 +39,7 @@ def conv_bn(
     relu: bool = True,
     groups: int = 1,
 ) -> KerasTensor:
-    """Convolution, batch normalisation and, unless told otherwise, ReLU."""
+    """Convolution, batch normalization and, unless asked otherwise, ReLU."""
     x = layers.Conv2D(
         filters,
         kernel_size,
@@ -57,7 +57,7 @@ def conv_bn(
 def depthwise_bn(
     x: KerasTensor, kernel_size: int, name: str, strides: int = 1
 ) -> KerasTensor:
-    """Depthwise convolution and batch normalisation, no activation."""
+    """Depthwise convolution and batch normalization, no activation."""
     x = layers.DepthwiseConv2D(
         kernel_size,
         strides=strides,
@@ -70,7 +70,7 @@ def depthwise_bn(
 
 
 def batch_norm(x: KerasTensor, name: str) -> KerasTensor:
-    """Batch normalisation over the channels."""
+    """Batch normalization over the channels."""
     return layers.BatchNormalization(
         axis=channel_axis(), momentum=0.9, epsilon=1e-5, name=f"{name}_bn"
     )(x)

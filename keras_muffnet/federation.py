@@ -175,7 +175,7 @@ class SharingMatrix:
         return sum(block_macs(*pair, size) for pair in self.block_channels)
 
     def parameters(self) -> int:
-        """Trainable parameters of blocks 2..L, batch normalisation's too."""
+        """Trainable parameters of blocks 2..L, batch normalization's too."""
         return sum(block_parameters(*pair) for pair in self.block_channels)
 
 
@@ -188,7 +188,7 @@ def block_parameters(m_in: int, m_out: int) -> int:
     """Trainable parameters of a normal or residual block.
 
     The kernels are the formula above at a single pixel; each of the three
-    batch normalisations adds a scale and an offset a channel.
+    batch normalizations adds a scale and an offset a channel.
     """
     return block_macs(m_in, m_out, size=1) + 2 * (m_in + m_in + m_out)
 
@@ -214,7 +214,7 @@ def reduction_macs(m_in: int, m_out: int, size_in: int, size_out: int) -> int:
 
 
 def reduction_parameters(m_in: int, m_out: int) -> int:
-    """Trainable parameters of a reduction block, batch normalisation's too."""
+    """Trainable parameters of a reduction block, batch normalization's too."""
     middle = reduction_middle(m_in, m_out)
     kernels = reduction_macs(m_in, m_out, size_in=1, size_out=1)
     return kernels + 2 * (m_in + m_out + middle + middle + m_out)

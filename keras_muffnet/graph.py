@@ -14,7 +14,7 @@ from keras import KerasTensor
 class Call(NamedTuple):
     """One operation called on tensors.
 
-    Tensors are told apart by identity: the output of one call is the very
+    Tensors are distinguished by identity: the output of one call is the very
     object that is an input of the next.
 
     Attributes:
@@ -119,7 +119,7 @@ def _is_traceable(model: Any) -> bool:
     sequential = isinstance(model, keras.Sequential) and model.built
     # Keras exports no class of functional models. Its nodes are not public
     # either: setup.py admits the versions of Keras that were tested. A
-    # subclass with a `call` of its own does what its nodes do not tell.
+    # subclass with a `call` of its own does what its nodes do not show.
     known = sequential or hasattr(model, "_nodes_by_depth")
     return known and type(model).call.__module__.startswith("keras.")
 

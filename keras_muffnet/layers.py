@@ -37,7 +37,7 @@ class ChannelSlice(keras.layers.Layer):
     """Takes channels `start` to `stop` of a batch of feature maps.
 
     One group of a sharing matrix. It is a layer, not a plain `x[..., a:b]`, so
-    that it stands in `model.layers` and whoever walks the graph recognises it.
+    that it stands in `model.layers` and whoever walks the graph recognizes it.
 
     Args:
         start: first channel taken, counted from 0.

@@ -152,7 +152,7 @@ def plot_boxes(
     path: Path,
     columns: int = 4,
 ) -> None:
-    """Draws a sheet of images with boxes on them, a colour for each class.
+    """Draws a sheet of images with boxes on them, a color for each class.
 
     Args:
         images: uint8 `(height, width, 3)` each, of any sizes.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # `preprocess_input` subtracts the mean and divides by the standard deviation.
 MEAN = STD = 128.0
-# What tells of it in the folder `assets.extra` of a SavedModel.
+# Its file in the folder `assets.extra` of a SavedModel.
 PREPROCESSING_FILE = "preprocessing.json"
 
 
@@ -29,14 +29,14 @@ class Preprocessing:
     Attributes:
         crop: None where the whole image is resized, whatever its aspect
             ratio. Else the share of the shorter side that is kept: the image
-            is resized so that this share is the model's size, and its centre
+            is resized so that this share is the model's size, and its center
             is cropped. 0.875 makes 256 and 224 of section 5.1.
         mean: pixel value in [0, 255] that becomes 0.
         std: what pixels are divided by, less the mean.
         class_names: a name for each class, or empty.
 
     Raises:
-        ValueError: if an attribute is not as told.
+        ValueError: if an attribute is not as described.
     """
 
     crop: float | None = None
@@ -87,7 +87,7 @@ class Preprocessing:
         resizing = "resized as a whole"
         if self.crop is not None:
             resizing = (
-                "resized and cropped to its centre, "
+                "resized and cropped to its center, "
                 f"{self.crop:g} of the shorter side"
             )
         if scaling is None:
@@ -139,7 +139,7 @@ def _names_classes(model: "keras.Model", names: tuple[str, ...]) -> bool:
 def center_box(
     xp: Any, height: Any, width: Any, size: tuple[int, int], crop: float
 ) -> tuple[Any, Any, Any, Any]:
-    """Finds the centre of an image, as `Preprocessing.crop` says.
+    """Finds the center of an image, as `Preprocessing.crop` says.
 
     Args:
         xp: `numpy`, or TensorFlow's functions under NumPy's names.

@@ -256,7 +256,7 @@ def closed_form_counts(
 
     Returns:
         `Counts`. Parameters are the trainable ones: kernels, the scale and
-        offset of batch normalisation, the classifier's bias. Multiply-adds
+        offset of batch normalization, the classifier's bias. Multiply-adds
         are those of convolutions and classifier.
     """
     parts = closed_form_parts(stages, size, stem, channels, classes)

@@ -1,7 +1,7 @@
 """Weights that ship with the package: what they fit, and their files.
 
 `keras_muffnet/weights/` holds, for each network, its weights in float16, a
-model card, the log of its run and the picture of that; and two catalogues, of
+model card, the log of its run and the picture of that; and two catalogs, of
 classifiers and of detectors, which `tools/publish_weights.py` writes.
 """
 

@@ -139,7 +139,7 @@ class Client:
 
         Returns:
             The output, an array; of several, a dict of them by name. REST
-            tells no dtypes: its floats are float64, its text is `str`.
+            says no dtypes: its floats are float64, its text is `str`.
         """
         return self._call("predict", version, inputs, signature)
 

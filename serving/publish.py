@@ -56,7 +56,7 @@ _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 class PublishError(Exception):
-    """What was asked for could not be done; the text tells the user why."""
+    """What was asked for could not be done; the text says why."""
 
 
 def main(argv: list[str] | None = None) -> int:

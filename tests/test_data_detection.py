@@ -776,7 +776,7 @@ def test_boxes_follow_what_they_are_around():
         if len(rows) > 2 and len(columns) > 2:
             found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
             scale = max(1, 60 / height, 90 / width)
-            # Nearest neighbours are off by up to a pixel of the original.
+            # Nearest neighbors are off by up to a pixel of the original.
             assert np.abs(box - found).max() < 1.6 + 3 * scale / 2
         marked = (seen & (x[..., 1] < 127)).mean(axis=0)
         shrunk += (box[2] - box[0]) / 90 < (right - left) / width * 0.9
@@ -803,7 +803,7 @@ def test_boxes_without_their_centre_are_dropped():
 
 
 def colours_by_hand(pixel, u):
-    """The changes of colour, one after the other, from their formulas."""
+    """The changes of color, one after the other, from their formulas."""
 
     def brightness(x):
         return x + 32 * (2 * u[1] - 1) if u[0] < 0.5 else x

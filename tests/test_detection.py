@@ -198,7 +198,7 @@ def test_anchors_of_ssd512():
     anchors = anchor_boxes((512, 512), maps)
     assert anchors.shape == (6132, 4)
     sides = anchors[:, 2:] - anchors[:, :2]
-    # The first cell of each level: its centre is half a step in.
+    # The first cell of each level: its center is half a step in.
     first = np.cumsum(
         [0]
         + [

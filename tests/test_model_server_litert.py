@@ -129,7 +129,7 @@ def test_encoded_images(server, name, file):
 
 
 def test_images_of_other_sizes_and_formats(server, name):
-    # One colour stays one colour, whatever the size.
+    # One color stays one color, whatever the size.
     colour = np.tile(np.array([10, 100, 250], np.uint8), (8, 6, 1))
     larger = np.tile(np.array([10, 100, 250], np.uint8), (50, 70, 1))
     request = {

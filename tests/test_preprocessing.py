@@ -54,7 +54,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(photos, tmp_path_factory):
-    """The folder of a run whose test images are centre crops."""
+    """The folder of a run whose test images are center crops."""
     recipe = Recipe(
         data=str(photos),
         size=16,  # of the feed that is replaced below
@@ -108,7 +108,7 @@ def test_train_evaluate_and_server_see_the_same_pixels(
         answer["predictions"].numpy(), expected, atol=1e-6
     )
     assert {n.decode() for n in answer["classes"].numpy()[0]} == set(NAMES)
-    assert "centre, 0.875" in (version / "README.md").read_text()
+    assert "center, 0.875" in (version / "README.md").read_text()
     again = load_predictor(version)
     assert (again.crop, again.class_names) == (0.875, NAMES)
 

@@ -295,7 +295,7 @@ def check_card(stem):
 
 
 def test_what_ships_is_whole():
-    """Each network has weights that are what the catalogue says, and a card."""
+    """Each network has weights that are what the catalog says, and a card."""
     assert set(published_weights()) == {"cifar10"}
     for name, entry in published_weights().items():
         for alpha in entry.sha256:

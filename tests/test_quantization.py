@@ -1099,7 +1099,7 @@ def test_what_came_back_is_quantized_as_before(outputs, found, engine):
     assert before == after
     assert len(before) > 20
     again, fake = outputs[f"{engine} again"], outputs[f"{engine} fake"]
-    # Dividing by what batch normalisation multiplies by, and multiplying
+    # Dividing by what batch normalization multiplies by, and multiplying
     # again, rounds; few of the weights lie so close to a tie.
     _, scale, _ = found[f"{engine} int8"]["output"]
     assert mean_difference(again, fake) < 0.01 * scale

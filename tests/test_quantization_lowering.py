@@ -449,7 +449,7 @@ def test_units_are_quantized_once_at_their_end():
     block = "stage1_layer2"
     assert [name for name in quantized if name.startswith(block)] == [
         f"{block}_pointwise1_relu",
-        # The batch normalisation has become part of these two.
+        # The batch normalization has become part of these two.
         f"{block}_depthwise_conv",
         f"{block}_pointwise2_conv",
         # Before the addition both operands are quantized, after it the ReLU.

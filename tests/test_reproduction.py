@@ -330,7 +330,7 @@ def test_inference_shows_the_groups_that_each_step_adds(tmp_path):
         picture = image.imread(path)[..., :3]
         _, count = ndimage.label(picture[..., 2] - picture[..., 0] > 0.5)
         counts.append(count)
-    # Each group is new once, and a patch of its own colour: one, and six.
+    # Each group is new once, and a patch of its own color: one, and six.
     assert counts == [1, 6]
 
 

@@ -89,7 +89,7 @@ class Stub(
     prediction_service_pb2_grpc.PredictionServiceServicer,
     model_service_pb2_grpc.ModelServiceServicer,
 ):
-    """Serves one model, which doubles: version 2, labelled stable."""
+    """Serves one model, which doubles: version 2, labeled stable."""
 
     def __init__(self):
         self.failures = []  # codes of the next answers

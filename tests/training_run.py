@@ -114,7 +114,7 @@ def small_recipe(**settings):
 
 
 def small_model():
-    """All that has a state: batch normalisation, and dropout's random one."""
+    """All that has a state: batch normalization, and dropout's random one."""
     layers = keras.layers
     shape = (8, 8, 3)
     if keras.config.image_data_format() == "channels_first":

@@ -7,7 +7,7 @@ r"""Makes weights that ship with the package of runs of this folder's trainers.
 Takes a classifier's best weights, or a detector's last, halves them to float16,
 and evaluates both on the test images: top-1 accuracy or AP50 may not fall by
 more than 0.1 points. Then the weights, a model card, the log and its curves are
-written to `keras_muffnet/weights/`, and the checksum to the catalogue there.
+written to `keras_muffnet/weights/`, and the checksum to the catalog there.
 The model card is the run's figures, and the text of `--card` on the images.
 
 Several runs may be given, in order, each of which started from the weights of
@@ -305,7 +305,7 @@ def enter(
     model: "keras.Model",
     sha256: str,
 ) -> None:
-    """Enters the file in the catalogue of its kind."""
+    """Enters the file in the catalog of its kind."""
     from keras_muffnet.detection.ssd import is_detector
 
     settings = configuration["settings"]

@@ -2,7 +2,7 @@
 
 Trains MuffNet on scikit-learn's handwritten digits, exports it for TF Serving,
 quantizes it for LiteRT, serves it and asks the server for predictions. Leaves
-the artefacts, `metrics.json` and three pictures in the output folder.
+the artifacts, `metrics.json` and three pictures in the output folder.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command again.")
         if (output / "backup").exists():
-            print("Training goes on after its last whole epoch.")
+            print("Training resumes after its last whole epoch.")
         return 130
     except (
         ImportError,
@@ -114,7 +114,7 @@ def run(output: pathlib.Path, smoke: bool) -> dict[str, Any]:
     metrics["seconds"] = round(time.perf_counter() - start, 1)
     write_json(output / "metrics.json", metrics)
     print(table(metrics))
-    print(f"\nArtefacts, metrics.json and pictures: {output}")
+    print(f"\nArtifacts, metrics.json and pictures: {output}")
     return metrics
 
 
@@ -136,7 +136,7 @@ def load_data(smoke: bool) -> tuple[Any, Any]:
 def train_model(
     train: Any, test: Any, output: pathlib.Path, epochs: int
 ) -> tuple[Any, dict[str, list[float]]]:
-    """Trains from the spec; goes on where an interrupted run stopped."""
+    """Trains from the spec; resumes where an interrupted run stopped."""
     import keras
 
     from keras_muffnet import MuffNet
@@ -342,7 +342,7 @@ def draw(
 
 
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file atomically."""
     from keras_muffnet._files import written_aside
 
     with written_aside(path) as aside:

@@ -15,7 +15,7 @@ tolerance. Without training it takes two minutes.
 Accuracies are never copied from the paper into our columns: what was not
 trained stays empty. `quick` trains by the recipe "quick", by default on the
 digits; `full` by the paper's. Trained networks are kept in a CSV file, one a
-line; interrupted, the same command goes on with the next.
+line; interrupted, the same command resumes with the next.
 """
 
 import argparse
@@ -57,7 +57,7 @@ Made by `python tools/reproduce.py`. FLOPs are multiply-adds; "+R" counts an
 operation for each output of a ReLU too, "+P" one for each input of an average
 pooling, as the paper that a row is quoted from does. Parameters are the
 trainable ones. Differences are ours less the printed value, in millions;
-"within" tells whether they are within tolerance: half a unit of the last
+"within" says whether they are within tolerance: half a unit of the last
 printed digit (tables 1-4: 0.02 and 0.5 million), or what the note explains.
 Accuracies headed "paper" are the paper's; "measured" are ours, with the mean
 and standard deviation over the seeds. In tables 1-4 the widths are solved for,
@@ -132,8 +132,8 @@ def reproduce(args: argparse.Namespace) -> int:
             print(f"{name:<10}{tables.TITLES[number]}")
             for row in tables.rows(number):
                 print(f"{'':<10}  {row.label}")
-        for name, told in OTHERS.items():
-            print(f"{name:<10}{told}")
+        for name, title in OTHERS.items():
+            print(f"{name:<10}{title}")
         return 0
     wanted = args.only or [*TABLES, *OTHERS]
     numbers = [TABLES[name] for name in TABLES if name in wanted]

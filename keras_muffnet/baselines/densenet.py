@@ -139,7 +139,7 @@ def bn_relu(x: KerasTensor, name: str) -> KerasTensor:
 def convolution(
     x: KerasTensor, filters: int, kernel_size: int, name: str, **others: Any
 ) -> KerasTensor:
-    """Convolution without bias that keeps the size, unless told otherwise."""
+    """Convolution without bias that keeps the size, unless asked otherwise."""
     return layers.Conv2D(
         filters,
         kernel_size,

@@ -260,7 +260,7 @@ PEERS = (
         macs_tolerance=1.0,
         note=(
             "Quoted from the MobileNetV2 paper, which prints 3.4 and 300 for "
-            "3.50M (3.47M without batch normalisation) and 300.8M."
+            "3.50M (3.47M without batch normalization) and 300.8M."
         ),
     ),
     PeerRow(

@@ -195,7 +195,7 @@ def marked(
 def drawn(
     image: Any, objects: list[tuple[Any, float, int]], labels: list[str]
 ) -> tuple[Any, list[str]]:
-    """Draws boxes, the surest on top, and tells of them, surest first."""
+    """Draws boxes, the surest on top, and prints them, surest first."""
     from PIL import ImageDraw
     from PIL import ImageFont
 

@@ -1,4 +1,4 @@
-r"""Evaluates a model on a split of labelled images, or of images with boxes.
+r"""Evaluates a model on a split of labeled images, or of images with boxes.
 
     muffnet evaluate --model runs/cifar/best.keras --data cifar10/
     muffnet evaluate --model m.tflite --data tfds:cifar10

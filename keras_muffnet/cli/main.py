@@ -14,7 +14,7 @@ from keras_muffnet.cli import common
 # Modules of this folder, each imported only when it is chosen.
 COMMANDS = {
     "train": "train a classifier or a detector by a recipe",
-    "evaluate": "measure a model on labelled images, or on images with boxes",
+    "evaluate": "measure a model on labeled images, or on images with boxes",
     "quantize": "make int8 LiteRT files of a model, and compare them",
     "export": "write a model for TF Serving or LiteRT",
     "detect": "draw the objects found on images or a video",

@@ -130,7 +130,7 @@ def fine_tune(
     layer = predictions_layer(model)
     joined = SSDPredictions.from_config(layer.get_config())(quantized.outputs)
     trained = keras.Model(quantized.inputs, joined)
-    # Ranges are those of images as they are: colours and sizes stay.
+    # Ranges are those of images as they are: colors and sizes stay.
     same = (1.0, 1.0)
     mild = SSDAugmentation(
         brightness=0, contrast=same, saturation=same, hue=0, expansion=1

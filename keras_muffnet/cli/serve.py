@@ -18,7 +18,7 @@ from keras_muffnet.model_server.flags import parse_args as parse_args
 def run(args: argparse.Namespace) -> None:
     """Serves, and ends the process."""
     serve(args)
-    # To return would be to wait for an inference that cannot be cancelled.
+    # To return would be to wait for an inference that cannot be canceled.
     os._exit(0)
 
 

@@ -2,7 +2,7 @@
 
 All numbers are drawn here, in NumPy, as pure functions of the seed, the epoch
 and the image's position in its split (for what concerns two images: of the
-seed, the epoch and the step). A run that goes on from a checkpoint, and a feed
+seed, the epoch and the step). A run that resumes from a checkpoint, and a feed
 on another backend, get the same ones; the backends' own generators would each
 give others. `transforms.py` applies them.
 """
@@ -40,7 +40,7 @@ class Augmentation:
         cutmix: alpha of the same for cutmix. With both, each batch gets one
             of them, as a coin falls.
         test_crop: test images are resized so that this share of their shorter
-            side is the size wanted, and their centre is cropped: 0.875 makes
+            side is the size wanted, and their center is cropped: 0.875 makes
             256 and 224 of section 5.1. None: whole images, resized.
     """
 

@@ -88,7 +88,7 @@ def _far_larger(examples: FileExamples) -> list[str]:
         except ImportError:
             return []
         except (OSError, ValueError):
-            continue  # told of where it is decoded
+            continue  # reported where it is decoded
         pixels[i] = height * width
     usual = [pixels[i] for i in some.tolist() if i in pixels]
     if not usual:

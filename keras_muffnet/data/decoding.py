@@ -10,7 +10,7 @@ the same ones:
   under transparent pixels too. `keras.utils.load_img`, torchvision's
   `ImageFolder` and TensorFlow's decoders do the same, so that models trained
   elsewhere see the same pixels; and no background has to be guessed.
-- Grey is repeated in three channels; a palette gives its colors. Where a
+- Gray is repeated in three channels; a palette gives its colors. Where a
   model takes one channel, RGB becomes `(19595 R + 38470 G + 7471 B + 32768)
   // 65536`, before the image is resized.
 - Of 16 bits the upper 8 are taken.
@@ -259,7 +259,7 @@ def _kind_of_heif(encoded: bytes) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    # Pillow names the buffer, which tells nothing.
+    # Pillow names the buffer, which says nothing.
     reason = str(error).partition("<_io")[0].strip()
     if reason == "cannot identify image file":
         return "it is no image of a known format, or a damaged one"

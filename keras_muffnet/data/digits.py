@@ -17,7 +17,7 @@ Split = tuple[np.ndarray, np.ndarray]
 def load_digits(size: int = 32) -> tuple[Split, Split]:
     """Loads scikit-learn's 1,797 scanned digits. Nothing is downloaded.
 
-    The scans are 8x8 with 17 levels of grey; they are resized bilinearly and
+    The scans are 8x8 with 17 levels of gray; they are resized bilinearly and
     repeated into three channels. A fifth of each class, always the same, is
     the test split.
 

@@ -1,4 +1,4 @@
-"""Labelled images, encoded, by position.
+"""Labeled images, encoded, by position.
 
 A source gives the encoded images of a split by position, in any order. Both
 feeds read from it, so that they see the same examples under the same numbers.
@@ -97,7 +97,7 @@ class _Taken(Examples):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Labelled images in splits.
+    """Labeled images in splits.
 
     Made by `open_source`. The splits are called `"train"`, `"val"` and
     `"test"`, whatever the folders are called. Choose models on `"val"` where

@@ -25,7 +25,7 @@ def orientation(encoded: bytes) -> int:
 
     Returns:
         1 to 8, as EXIF numbers them: how the first row and column of the
-        file lie when the image is seen upright. 1 if it does not tell.
+        file lie when the image is seen upright. 1 if it does not say.
     """
     start = _exif_start(encoded)
     order = {b"II": "<", b"MM": ">"}.get(encoded[start : start + 2])

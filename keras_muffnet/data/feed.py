@@ -1,6 +1,6 @@
 """Batches for `model.fit`, the same whatever they come from.
 
-Batch k of epoch e follows from the seed, e and k: a run that goes on from a
+Batch k of epoch e follows from the seed, e and k: a run that resumes from a
 checkpoint sees what a run never stopped would have seen.
 """
 
@@ -614,7 +614,7 @@ def make_feed(
 
 def fits_in_memory(needed: int) -> bool:
     """Whether so many bytes are within half of the machine's memory."""
-    # Windows does not tell; there numpy raises what it cannot hold.
+    # Windows does not say; there numpy raises what it cannot hold.
     if not hasattr(os, "sysconf"):
         return True
     return (

@@ -1,4 +1,4 @@
-"""Labelled images in folders and archives."""
+"""Labeled images in folders and archives."""
 
 import contextlib
 import functools

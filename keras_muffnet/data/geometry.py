@@ -43,7 +43,7 @@ def random_box(
     side = xp.sqrt(crop[:, 0] * height * width)
     tall, wide = xp.rint(side / crop[:, 1]), xp.rint(side * crop[:, 1])
     fits = (tall >= 1) & (wide >= 1) & (tall <= height) & (wide <= width)
-    # If none does: as much of the centre as the bounds of the aspect allow.
+    # If none does: as much of the center as the bounds of the aspect allow.
     full_tall = xp.minimum(height, xp.rint(width / aspect[0]))
     full_wide = xp.minimum(width, xp.rint(height * aspect[1]))
     any_fits = xp.any(fits)

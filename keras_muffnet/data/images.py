@@ -1,4 +1,4 @@
-"""Labelled images in memory, and batches of arrays."""
+"""Labeled images in memory, and batches of arrays."""
 
 import math
 import os
@@ -51,7 +51,7 @@ def load_images(
     on_bad_image: str = "raise",
     crop: float | None = None,
 ) -> ImageSet:
-    """Loads labelled images of one size into memory.
+    """Loads labeled images of one size into memory.
 
     Pixels are those of `keras_muffnet.data.decoding`; images of another size
     are resized without keeping their aspect ratio. They stay in the order of
@@ -131,7 +131,7 @@ def _pick(count: int, shape: Shape, limit: int | None, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         picked = np.sort(rng.choice(count, limit, replace=False))
     needed = len(picked) * math.prod(shape)
-    # Windows does not tell; there numpy raises what it cannot hold.
+    # Windows does not say; there numpy raises what it cannot hold.
     if hasattr(os, "sysconf"):
         half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         if needed > half:

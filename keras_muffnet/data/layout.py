@@ -83,7 +83,7 @@ def is_hidden(name: str) -> bool:
 
 
 def lies_beside(name: str) -> bool:
-    """Whether a file is evidently none of the images: `Thumbs.db`, README."""
+    """Whether a file is clearly not an image: `Thumbs.db`, README."""
     stem, suffix = os.path.splitext(name.lower())
     return suffix in _BESIDE_SUFFIXES or (
         stem.startswith(_BESIDE_NAMES) and suffix not in SUFFIXES

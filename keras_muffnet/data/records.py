@@ -1,4 +1,4 @@
-"""TFRecord files of labelled images: reading needs no TensorFlow."""
+"""TFRecord files of labeled images: reading needs no TensorFlow."""
 
 import contextlib
 import os

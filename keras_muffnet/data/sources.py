@@ -1,4 +1,4 @@
-"""Opens labelled images: digits, folders, archives, TFRecords, TFDS."""
+"""Opens labeled images: digits, folders, archives, TFRecords, TFDS."""
 
 import os
 
@@ -20,14 +20,14 @@ def open_source(
     seed: int = 0,
     nested: str | None = None,
 ) -> Source:
-    """Opens labelled images. Only TensorFlow Datasets needs TensorFlow.
+    """Opens labeled images. Only TensorFlow Datasets needs TensorFlow.
 
-    Folders of splits are told in any case, and as `training`, `valid`,
+    Folders of splits are recognized in any case, and as `training`, `valid`,
     `validation` and `testing` too; one folder around all is stepped into.
     Classes are those of `train/`, sorted by name; other splits may lack some,
     which is warned of. Images are JPEG, PNG, GIF (the first frame), BMP,
     WebP, TIFF, AVIF and HEIC files; see `keras_muffnet.data.decoding` for the
-    pixels. What is evidently none of the images, such as `Thumbs.db`, README,
+    pixels. What is clearly not an image, such as `Thumbs.db`, README,
     a text or a hidden file, is left out with a warning that counts it. Any
     other file in the folder of a class is a bad image. A folder that is a
     link to one around it is not read again.

@@ -1,4 +1,4 @@
-"""Labelled images of TensorFlow Datasets."""
+"""Labeled images of TensorFlow Datasets."""
 
 import os
 from typing import Any

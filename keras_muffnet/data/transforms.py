@@ -1,9 +1,9 @@
 """Augments batches on the device, on any Keras backend.
 
 `Transform` is a pure function of images, labels and draws, and can be
-compiled. Keras's own layers are used where they can be told what to do to each
-image. They cannot for a crop (`RandomCrop` cuts a batch at one place), a flip
-(done with the crop, in one gather) and colour (`RandomColorJitter` draws from
+compiled. Keras's own layers are used where they change each image on
+its own. They do not for a crop (`RandomCrop` cuts a batch at one place), a flip
+(done with the crop, in one gather) and color (`RandomColorJitter` draws from
 a generator of its own).
 """
 

@@ -28,7 +28,7 @@ def anchor_boxes(
 
     A cell of a map has, in this order, a square of side s, one of side
     sqrt(s s'), s' being the next level's s, and for each ratio r but the first
-    a box of width s sqrt(r) and height s / sqrt(r). All have their centre in
+    a box of width s sqrt(r) and height s / sqrt(r). All have their center in
     the middle of the cell. They are not clipped to the image.
 
     Args:
@@ -44,7 +44,7 @@ def anchor_boxes(
         level by level, row by row, column by column.
 
     Raises:
-        ValueError: if scales or ratios are not as told above.
+        ValueError: if scales or ratios are not as above.
     """
     check_anchors(len(maps), scales, ratios)
     height, width = size

@@ -9,7 +9,7 @@ from typing import Any
 
 from keras import ops
 
-# Standard deviations of the code, of centre and size: "variances" of the
+# Standard deviations of the code, of center and size: "variances" of the
 # authors' SSD.
 CENTRE_SCALE = 0.1
 SIZE_SCALE = 0.2
@@ -52,7 +52,7 @@ def iou(first: Any, second: Any) -> Any:
 def encode(boxes: Any, anchors: Any) -> Any:
     """Writes boxes relative to anchors (SSD, equation 2, scaled).
 
-    With centres `c` and sides `s`, for x and y alike:
+    With centers `c` and sides `s`, for x and y alike:
     `((c - c_anchor) / s_anchor / 0.1, log(s / s_anchor) / 0.2)`.
 
     Args:
@@ -61,7 +61,7 @@ def encode(boxes: Any, anchors: Any) -> Any:
         anchors: float `(..., 4)`, one for each box, with an area.
 
     Returns:
-        Float `(..., 4)`: code of centre x, centre y, width, height.
+        Float `(..., 4)`: code of center x, center y, width, height.
     """
     centre, size = _centre_and_size(boxes)
     anchor_centre, anchor_size = _centre_and_size(anchors)

@@ -180,7 +180,7 @@ def pretrained_ssd(name: str) -> keras.Model:
     """Builds a detector whose weights ship with the package.
 
     Args:
-        name: a key of `keras_muffnet.published_detectors()`, which tells its
+        name: a key of `keras_muffnet.published_detectors()`, which has its
             classes and the size of its images. Pixels are scaled by
             `keras_muffnet.preprocess_input`.
 

@@ -38,7 +38,7 @@ class Mistake(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Figures of a classifier on labelled images.
+    """Figures of a classifier on labeled images.
 
     Attributes:
         class_names: a name for each class.
@@ -86,7 +86,7 @@ class Evaluation:
 
         Args:
             folder: where to; it may not exist yet.
-            **about: what else the JSON is to tell: the model, the images.
+            **about: what else the JSON is to hold: the model, the images.
 
         Raises:
             ImportError: if matplotlib is not installed.

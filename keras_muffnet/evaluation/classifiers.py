@@ -31,7 +31,7 @@ class Predictor(NamedTuple):
         predict: from float32 pixels in [0, 255], `(n, height, width, 3)`, to
             float32 probabilities `(n, classes)`.
         class_names: of a model that ships or knows them; else empty.
-        classes: how many; None where the file does not tell.
+        classes: how many; None where the file does not say.
         crop: how images get the model's size; see `Preprocessing.crop`.
     """
 

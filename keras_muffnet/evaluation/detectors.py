@@ -32,7 +32,7 @@ class Detector(NamedTuple):
             `Detections` of NumPy, in pixels of these images.
         class_names: of a detector that ships, or of a SavedModel with labels;
             else empty.
-        classes: how many; None where the file does not tell.
+        classes: how many; None where the file does not say.
     """
 
     size: tuple[int, int]

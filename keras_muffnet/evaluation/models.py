@@ -228,8 +228,8 @@ def check_classes(
 
     Args:
         class_names: those of the images, in order.
-        model_names: those of the model, in order; empty where it does not tell.
-        model_classes: how many it has; None where it does not tell.
+        model_names: those of the model, in order; empty where it does not say.
+        model_classes: how many it has; None where it does not say.
 
     Raises:
         ValueError: if they are others, or stand in another order.

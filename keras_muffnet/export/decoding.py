@@ -36,8 +36,8 @@ def decode_images(
     """Decodes images and resizes them, as `data.load_images` does.
 
     An image is decoded to RGB as `keras_muffnet.data.decoding` has it, upright
-    and without alpha, made grey where `channels` is 1, resized bilinearly with
-    antialiasing, as a whole or its centre, and rounded to whole levels. Works
+    and without alpha, made gray where `channels` is 1, resized bilinearly with
+    antialiasing, as a whole or its center, and rounded to whole levels. Works
     eagerly and in a graph. WebP was tried with TensorFlow 2.21; a TF Serving
     whose TensorFlow cannot decode it calls such an image damaged and reads all
     other formats.
@@ -78,7 +78,7 @@ def decode_images(
         )
         return index, problem, pixels
 
-    # A data set, because nothing else in a graph goes on after an error. It
+    # A data set, because nothing else in a graph continues after an error. It
     # is set up anew for each request: what is in `load` costs time once more.
     loaded = (
         tf.data.Dataset.from_tensor_slices((tf.range(size), kept))
@@ -222,7 +222,7 @@ def _bmp_header(data: tf.Tensor) -> _Header:
         number = _little(data, start, 4)
         return tf.minimum(number, 2**32 - number)
 
-    # TensorFlow would take the indices into a palette for greys.
+    # TensorFlow would take the indices into a palette for grays.
     bits = _little(data, 28, 2)
     text = "must have 24 or 32 bits a pixel, as a BMP. Received one of "
     problem = text + tf.strings.as_string(bits)
@@ -305,7 +305,7 @@ def _byte(data: tf.Tensor, start: tf.Tensor | int) -> tf.Tensor:
 
 
 def _palette(data: tf.Tensor, flags: tf.Tensor | int) -> tf.Tensor:
-    """Bytes of the palette that the flags tell of."""
+    """Bytes of the palette that the flags describe."""
     value = _byte(data, flags)
     return tf.where(value >= 128, 3 * 2 ** (value % 8 + 1), 0)
 

@@ -25,7 +25,7 @@ def finding(
             place.
 
     Returns:
-        A function of TensorFlow's tensors. What it gives is told in
+        A function of TensorFlow's tensors. What it gives is described in
         `export_saved_model`.
     """
     layer = predictions_layer(model)

@@ -32,7 +32,7 @@ def export_litert(
     """Writes a model as a LiteRT file with a static batch of 1.
 
     The file is float32; that of a detector finds the boxes itself, with what
-    `export_saved_model` tells of as outputs of its one signature.
+    `export_saved_model` describes as outputs of its one signature.
 
     Args:
         model: a Keras model with one image input of static size.

@@ -1,4 +1,4 @@
-"""A page of text that tells what an exported model is."""
+"""The model card: a page of text on an exported model."""
 
 import importlib.metadata
 import math

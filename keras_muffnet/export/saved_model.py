@@ -104,7 +104,7 @@ def export_saved_model(
         fold: whether batch normalization becomes part of the kernels before
             it and weights become constants, which is faster. The answers stay
             the same up to rounding. What the model's graph does not allow
-            stays as it is, and the model card tells so. With False the
+            stays as it is, and the model card says so. With False the
             SavedModel has all layers, with variables.
         litert: a LiteRT file of the same model, to be put beside it as
             `model.tflite`; see `export_litert`. This package's model server
@@ -115,7 +115,7 @@ def export_saved_model(
         chooses it.
 
     Raises:
-        ValueError: if the model is not of that kind, an argument not as told
+        ValueError: if the model is not of that kind, an argument not as above
             above, or Keras does not run on TensorFlow.
     """
     shape = image_shape(model)

@@ -153,7 +153,7 @@ def embed_metadata(
         mean: subtracted from pixels in [0, 255]; a number, or one for each
             channel.
         std: what that difference is divided by; likewise.
-        crop: the share of an image's shorter side that is kept, its centre,
+        crop: the share of an image's shorter side that is kept, its center,
             where images are not resized as a whole. The format has no field
             for it: it goes into a file of its own, `preprocessing.json`.
 
@@ -163,7 +163,7 @@ def embed_metadata(
 
     Raises:
         ImportError: if `ai-edge-litert` is not installed.
-        ValueError: if an argument is not as told above, or the weights lie
+        ValueError: if an argument is not as above, or the weights lie
             outside of the model's flatbuffer, as in files above 2 GB.
     """
     flatbuffers = load_optional("flatbuffers", EXTRA)
@@ -235,7 +235,7 @@ def read_metadata(content: bytes) -> Metadata:
         content: the file's bytes.
 
     Returns:
-        The metadata. What the file does not tell is empty.
+        The metadata. What the file does not say is empty.
 
     Raises:
         ImportError: if `ai-edge-litert` is not installed.
@@ -462,7 +462,7 @@ def pack_model(model: Any, size: int) -> bytes:
 
 
 def _aligning(builder: Any) -> Any:
-    """A flatbuffer builder that aligns vectors of bytes as the schema tells.
+    """A flatbuffer builder that aligns vectors of bytes as the schema wants.
 
     The classes made of the schema do not; weights would lie where TFLite Micro
     and some kernels cannot read them.

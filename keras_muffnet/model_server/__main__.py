@@ -149,7 +149,7 @@ def _set_up_logging(access_log: bool) -> None:
 def run() -> None:
     """Runs the command and ends the process."""
     main()
-    # To return would be to wait for an inference that cannot be cancelled.
+    # To return would be to wait for an inference that cannot be canceled.
     os._exit(0)
 
 

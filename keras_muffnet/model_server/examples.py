@@ -33,7 +33,7 @@ _SCORES = "scores"
 
 _MAX_INT64 = 2**63 - 1
 
-# A feature holds values of one kind; of which, a JSON value's type tells.
+# A feature holds values of one kind; of which, a JSON value's type says.
 _FEATURE_KINDS = {
     bool: "int64",
     int: "int64",

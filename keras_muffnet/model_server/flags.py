@@ -19,7 +19,7 @@ NO_EFFECT = {
     "remove_unused_fields_from_bundle_metagraph": "signatures alone are kept",
     "num_tflite_pools": "there is an interpreter for each CPU",
     "num_tflite_interpreters_per_pool": "there is an interpreter for each CPU",
-    "enable_signature_method_name_check": "signatures are told by their form",
+    "enable_signature_method_name_check": "signatures are known by their form",
     "xla_cpu_compilation_enabled": "the SavedModel decides",
     "xla_gpu_compilation_enabled": "the SavedModel decides",
     "enable_profiler": "there is no profiler service",
@@ -259,7 +259,7 @@ def parse_args(
 ) -> argparse.Namespace:
     """Reads flags, and notes those that are not known.
 
-    TensorFlow Serving prints those and goes on, so that a configuration for
+    TensorFlow Serving prints those and continues, so that a configuration for
     another release of it starts.
 
     Returns:

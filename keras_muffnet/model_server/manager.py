@@ -37,7 +37,7 @@ class State(enum.IntEnum):
 
 @dataclasses.dataclass
 class VersionStatus:
-    """What is told of a version.
+    """What is reported of a version.
 
     Attributes:
         version: The version's number.

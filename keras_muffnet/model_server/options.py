@@ -1,4 +1,4 @@
-"""What the server can be told beside its models."""
+"""The server's options, beside its models."""
 
 import dataclasses
 

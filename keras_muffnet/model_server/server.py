@@ -350,7 +350,7 @@ def _release(
     executors: Iterable[Executor],
     batcher: Batcher | None,
 ) -> None:
-    """Frees the models; leaves behind what cannot be cancelled."""
+    """Frees the models; leaves behind what cannot be canceled."""
 
     def release() -> None:
         if batcher is not None:

@@ -217,5 +217,5 @@ def _wrap(
 
 def _to_array(value: Any) -> np.ndarray:
     # A session returns a scalar string as bytes, which NumPy would hold
-    # without its trailing zeros unless told to keep the object.
+    # without its trailing zeros unless asked to keep the object.
     return np.asarray(value, dtype=object if isinstance(value, bytes) else None)

@@ -68,7 +68,7 @@ def quantize_aware(
 
     Its activations are rounded within ranges that are found here, by running
     the float model on the calibration data, and stay as they are; kernels are
-    rounded too, per output channel. Batch normalisation is part of the kernels
+    rounded too, per output channel. Batch normalization is part of the kernels
     by then: its statistics do not change any more. Weights that are zero stay
     zero, so that a pruned model stays as sparse.
 
@@ -319,7 +319,7 @@ def cluster(model: "keras.Model", clusters: int) -> Any:
     Args:
         model: see `quantize_aware`.
         clusters: number of values of each kernel, at least 2. They are those
-            of the kernel with the batch normalisation multiplied in. A kernel
+            of the kernel with the batch normalization multiplied in. A kernel
             of no more weights stays as it is.
 
     Returns:

@@ -44,7 +44,7 @@ def _takes(step: Step, affine: Step, homes: dict[str, set[str]]) -> bool:
     """Whether a step can become one with the scale and offset behind it.
 
     What a kernel's bias has learned must find a place in the Keras model: in
-    its layer's own bias, or in a batch normalisation of no other layer.
+    its layer's own bias, or in a batch normalization of no other layer.
 
     Args:
         step: the step.

@@ -1,6 +1,6 @@
 """Rewrites a Keras model in the few operations that are quantized.
 
-Whatever scales and shifts channels by constants (batch normalisation,
+Whatever scales and shifts channels by constants (batch normalization,
 rescaling, the constants inside a hard sigmoid) becomes part of the convolution
 before it, or a 1x1 depthwise convolution where there is none. Activations are
 split into what LiteRT runs in integers: swish is sigmoid times x, hard sigmoid

@@ -41,7 +41,7 @@ def convert(
     """Writes a model as a LiteRT file, for one image at a time.
 
     Where the scaling of its images is known, the file has TFLite Metadata,
-    which tells mobile tools of it and of the classes.
+    from which mobile tools read it and the classes.
 
     Args:
         model: what `quantize_aware` returned, trained or not, for "int8";
@@ -136,7 +136,7 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Returns:
         The model, with its ranges and, if it was compiled, the optimizer and
-        its state: training goes on as if it had not been interrupted.
+        its state: training continues as if it had not been interrupted.
 
     Raises:
         ValueError: if the file is not of that kind.

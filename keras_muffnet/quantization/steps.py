@@ -35,7 +35,7 @@ class Step(NamedTuple):
             channel for "Affine"; otherwise none.
         scale: what each output channel of the Keras layer's kernel has been
             multiplied by.
-        scale_behind: the part of it from behind the last batch normalisation.
+        scale_behind: the part of it from behind the last batch normalization.
         sources: names of the Keras layers that it stands for, the first of
             which has the kernel.
         range: number of the range that its output is quantized with; None

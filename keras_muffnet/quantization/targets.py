@@ -1,6 +1,6 @@
 """What runs int8 files, and what each of these runtimes cannot run.
 
-LiteRT itself runs all that is written here. The others are told apart by the
+LiteRT itself runs all that is written here. The others differ in the
 operations that they have in int8, and by whether they take a scale for each
 output channel of a dense kernel:
 

@@ -120,7 +120,7 @@ def measure(
     """Trains what is missing in a CSV file, and returns all of it.
 
     Seed by seed, all rows: interrupted, there are as many of each. What was
-    begun goes on at its last checkpoint.
+    begun resumes at its last checkpoint.
 
     Args:
         rows: what to train; tables 1 to 6.

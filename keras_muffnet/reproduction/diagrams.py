@@ -41,10 +41,10 @@ def plot_network(
 ) -> None:
     """Draws a network: layers, their groups, and where each goes (figure 1).
 
-    A coloured bar is a layer, split into its groups. A line leads from a group
+    A colored bar is a layer, split into its groups. A line leads from a group
     to the block that reads it, a gray box, or to the stage's output, and is as
     thick as the group has a share in its stage's output. Blocks and outputs
-    show in the layers' colours what they read.
+    show in the layers' colors what they read.
 
     Args:
         stages: the network's stages, each drawn in a row.

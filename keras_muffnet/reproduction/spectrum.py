@@ -224,7 +224,7 @@ def log_crossing(matrix: Matrix, size: int) -> float:
 def _log_chains(logs: np.ndarray) -> np.ndarray:
     """Logarithms of the largest product of groups, by number of groups.
 
-    A chain of d groups starts at the first map, goes on through blocks and
+    A chain of d groups starts at the first map, continues through blocks and
     ends in the output. Minus infinity where there is none.
     """
     layers = len(logs)

@@ -56,7 +56,7 @@ class Cell(NamedTuple):
 def run(path: pathlib.Path, seeds: int, steps: int = STEPS) -> list[Cell]:
     """Trains what is missing in a CSV file, and returns all of it.
 
-    The file is written after each network, so that an interrupted run goes on.
+    The file is written after each network, so that an interrupted run resumes.
 
     Args:
         path: the file; it may not exist yet.

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or not there, and damage is found out."""
+"""Checkpoints of a run: written atomically, and damage is detected."""
 
 import hashlib
 import io
@@ -77,7 +77,7 @@ class Checkpoints:
         """Reads the last whole checkpoint; None if the run has none yet.
 
         Args:
-            report: is told of each damaged one. It is renamed, to end in
+            report: is called with each damaged one. It is renamed, to end in
                 `.damaged`.
 
         Raises:

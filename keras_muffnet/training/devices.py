@@ -1,7 +1,7 @@
 """Several devices: those of one host, and those of processes on many.
 
 A batch is shared out among all of them, and so they train as one would on the
-whole batch: gradients, and the statistics of batch normalisation, are those of
+whole batch: gradients, and the statistics of batch normalization, are those of
 the whole. All processes do the same steps; the first one alone writes files.
 """
 
@@ -69,7 +69,7 @@ def find_processes(
         None for a single process.
 
     Raises:
-        ValueError: if something is lacking, or is not as told.
+        ValueError: if something is lacking, or is not as described.
     """
     if coordinator is None and (given := environment.get(_COORDINATOR)):
         coordinator = given.split(",")[0]
@@ -270,7 +270,7 @@ def file_from_first(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def synchronize_norms(model: keras.Model) -> None:
-    """Has batch normalisation see whole batches, as it does under JAX.
+    """Has batch normalization see whole batches, as it does under JAX.
 
     Under TensorFlow's strategy each device would have statistics of its own.
     """
@@ -282,7 +282,7 @@ def synchronize_norms(model: keras.Model) -> None:
 
 
 def jit_compile(wanted: bool | None) -> bool | str:
-    """What Keras is told of XLA; None lets it choose.
+    """What Keras is to do about XLA; None lets it choose.
 
     Raises:
         ValueError: if it is wanted on several devices of TensorFlow, whose

@@ -50,7 +50,7 @@ _CHOSEN_ON = {
     True: "There are no test images: the best epoch is chosen on the "
     "validation images, and the closing figures are of them",
 }
-# What may change when a run goes on, since no weight depends on it.
+# What may change when a run resumes, since no weight depends on it.
 _HANDLING = ("checkpoint_steps", "checkpoints_kept", "devices", "data_check")
 
 
@@ -70,9 +70,9 @@ def fit(
     verbose: int | str = "auto",
     task: Task | None = None,
 ) -> dict[str, Any]:
-    """Trains a model, or goes on with a run that was interrupted.
+    """Trains a model, or resumes one that was interrupted.
 
-    Called again with the same arguments after a kill at any moment, it goes on
+    Called again with the same arguments after a kill at any moment, it resumes
     after the last checkpoint. Where Keras was made deterministic (see
     `configure_keras`), the weights are in the end the same to the last bit as
     those of a run that was never killed, and so are all figures. Only the
@@ -414,7 +414,7 @@ class _Run:
 
 
 class _Guard(keras.callbacks.Callback):
-    """Stops where the loss tells that nothing is learned any more."""
+    """Stops where the loss shows that nothing is learned any more."""
 
     # It only reads, so that Keras need not wait for it after each step.
     async_safe = True

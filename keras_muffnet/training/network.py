@@ -127,7 +127,7 @@ def copy_weights(
         source: the model that has them.
         model: the model that is to have them.
         path: where the source is from, for errors.
-        may_differ: tells of a layer's name whether the layer may be missing
+        may_differ: says of a layer's name whether the layer may be missing
             from either model, or be of another shape; it is then left as it is.
 
     Raises:
@@ -160,7 +160,7 @@ def copy_weights(
 def train_classifier_only(model: keras.Model) -> None:
     """Freezes all layers but the last.
 
-    Frozen batch normalisation uses its averages and leaves them alone.
+    Frozen batch normalization uses its averages and leaves them alone.
     """
     for layer in model.layers:
         layer.trainable = layer is model.layers[-1]

@@ -43,7 +43,7 @@ def accuracies(classes: int) -> list["keras.metrics.Metric"]:
 
 
 def in_top(count: int) -> Callable[[Any, Any], Any]:
-    """Returns a function that tells whether labels are of the best `count`."""
+    """Returns a function: whether labels are among the best `count`."""
 
     def hit(labels: Any, scores: Any) -> Any:
         if is_one_hot(labels):

@@ -22,7 +22,7 @@ class SGD(keras.optimizers.SGD):
         nesterov: as in Keras.
         l2: what a weight is multiplied with to be added to its gradient.
         decay_all: whether to decay biases and the scales and offsets of batch
-            normalisation too. All of these, and they alone, have one axis.
+            normalization too. All of these, and they alone, have one axis.
         **kwargs: as in Keras.
     """
 

@@ -18,19 +18,19 @@ DATA_FORMATS = ("channels_last", "channels_first")
 AnyRecipe = typing.TypeVar("AnyRecipe", bound="RunRecipe")
 
 
-def _setting(told: str, default: Any = dataclasses.MISSING) -> Any:
-    return dataclasses.field(default=default, metadata={"help": told})
+def _setting(description: str, default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"help": description})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunRecipe:
     """Settings of any training run: what the recipes of all tasks share.
 
-    Each setting is told where it stands. `dataclasses.replace` makes a recipe
+    Each setting has its description. `dataclasses.replace` makes a recipe
     with other settings.
 
     Raises:
-        ValueError: if a setting is not as told.
+        ValueError: if a setting is not as described.
     """
 
     data: str | None = _setting(
@@ -79,7 +79,7 @@ class RunRecipe:
     nesterov: bool = _setting("whether the momentum is Nesterov's", False)
     weight_decay: float = _setting("factor of the weights in the gradient", 0.0)
     decay_all: bool = _setting(
-        "decay biases and batch normalisation too, not kernels alone", False
+        "decay biases and batch normalization too, not kernels alone", False
     )
     ema: float | None = _setting(
         "what a moving average of the weights keeps of itself in a step, such "
@@ -138,7 +138,7 @@ class Recipe(RunRecipe):
     `muffnet train --help` prints them.
 
     Raises:
-        ValueError: if a setting is not as told.
+        ValueError: if a setting is not as described.
     """
 
     nested: str | None = _setting(
@@ -226,7 +226,7 @@ class DetectionRecipe(RunRecipe):
     `muffnet train --help` prints them.
 
     Raises:
-        ValueError: if a setting is not as told.
+        ValueError: if a setting is not as described.
     """
 
     backbone: str = _setting(

@@ -49,7 +49,7 @@ class Feed(Protocol):
         """Batches of an epoch from a step on, as `model.fit` takes them."""
 
     def fingerprint(self, contents: bool = False) -> str:
-        """A text that tells these images from others, or changed ones."""
+        """A text that changes if the images are others or changed."""
 
     def report(self) -> str:
         """How many images there are, and were skipped, in a line."""

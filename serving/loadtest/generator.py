@@ -55,7 +55,7 @@ def send(
         clients: how many clients a closed loop has.
         rate: requests per second of an open loop.
         seconds: how long requests are sent, after a quarter of that to warm up;
-            in a closed loop it may be left out in favour of `requests`.
+            in a closed loop it may be left out in favor of `requests`.
         requests: how many requests are sent.
 
     Returns:

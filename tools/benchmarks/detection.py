@@ -7,7 +7,7 @@ MuffNet, ShuffleNetV2, MobileNet and MobileNetV2, of the narrowest rows of table
 5, are trained by the recipe `ssd300_fast` from random weights, with the same
 seed and order of the images. Then all are LiteRT files, float32 and
 int8, with suppression inside, and take turns in finding objects on one image:
-the median time counts, on all cores. Interrupted, the same command goes on. On
+the median time counts, on all cores. Interrupted, the same command resumes. On
 two CPU cores an epoch of 292 images takes some 15 seconds for each network.
 """
 

@@ -9,7 +9,7 @@ test), quantized after training with shared ranges, with a range for each layer,
 and by LiteRT's own converter, and fine-tuned under fake quantization. Latency
 is measured at 224x224 with random weights, which do not matter there. Each runs
 in a process of its own. A row is written when it is complete: interrupted, the
-same command goes on with the next. On two CPU cores a row takes 2 to 6 minutes,
+same command resumes with the next. On two CPU cores a row takes 2 to 6 minutes,
 with --latency one or two.
 """
 

@@ -8,7 +8,7 @@ an int8 file in four ways: by TensorFlow's converter, without training, and
 trained for a step under fake quantization by either engine. The table has the
 signal-to-quantization-noise ratio of each file's outputs, in dB, on inputs that
 no range was found on, and the number of its operations in float. Half an hour
-on an idle CPU core. Interrupted, the same command goes on with the next one;
+on an idle CPU core. Interrupted, the same command resumes with the next one;
 `--only` takes a few of them.
 """
 

@@ -9,7 +9,7 @@ For each set of images and seed two runs of the same number of epochs, MuffNet
 and all layers from random weights at the recipe's higher learning rate. Of an
 image folder a sample of its classes and training images is taken, the same in
 all runs. Prints the accuracies of the last epochs, as mean and range over the
-seeds; interrupted, the same command goes on.
+seeds; interrupted, the same command resumes.
 """
 
 import argparse

@@ -47,9 +47,9 @@ class RawObject(NamedTuple):
         name: the file and the object in it.
         box: `(x_min, y_min, x_max, y_max)` in pixels, unchecked.
         label: position of its class in the source's `class_names`.
-        difficult: as Pascal VOC flags what is hard to recognise.
+        difficult: as Pascal VOC flags what is hard to recognize.
         crowd: as COCO flags a group of objects in one box.
-        area: of the object in pixels, where the annotation tells it.
+        area: of the object in pixels, where the annotation has it.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Description(NamedTuple):
     """What an annotation says of an image.
 
     Attributes:
-        size: height and width in pixels, where it tells them.
-        normalised: whether boxes are in shares of the image instead.
+        size: height and width in pixels, where it has them.
+        normalized: whether boxes are in shares of the image instead.
         objects: in the annotation's order; those with a problem of their own
             are that.
     """
@@ -84,7 +84,7 @@ class Objects(NamedTuple):
         difficult: bool `(n,)`.
         crowd: bool `(n,)`.
         area: float32 `(n,)`, of the objects in pixels; of the boxes where the
-            annotation does not tell.
+            annotation does not say.
         names: the file and the object in it.
     """
 
@@ -288,7 +288,7 @@ def hold_out(
     def parts() -> tuple[DetectionExamples, np.ndarray]:
         all_of_it = "trainval" if "trainval" in source.splits else "train"
         train = source.split(all_of_it)
-        # Paths differ from place to place, and the folder tells nothing.
+        # Paths differ from place to place, and the folder says nothing.
         keys = [os.path.basename(train.name(i)) for i in range(len(train))]
         return train, held_out(keys, [0] * len(keys), fraction, seed)
 

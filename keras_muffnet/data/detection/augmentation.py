@@ -1,9 +1,9 @@
 """SSD's augmentation of images with boxes, in NumPy and Pillow.
 
 Source: section 2.2 of the SSD paper (arXiv:1512.02325), with the ranges of
-gluon-cv's SSD512: colours, expansion, crop, resizing, flip.
+gluon-cv's SSD512: colors, expansion, crop, resizing, flip.
 
-The five steps are done as one: colours change by one affine map, and the part
+The five steps are done as one: colors change by one affine map, and the part
 of the image that the crop shows is resized straight to where it comes to lie.
 """
 
@@ -38,7 +38,7 @@ _COLUMNS = _TRIES + 4 * CROP_TRIES * len(CONSTRAINTS)
 class SSDAugmentation:
     """SSD's recipe; the defaults are gluon-cv's.
 
-    Each of the four changes of colour is made to half of the images. They are
+    Each of the four changes of color is made to half of the images. They are
     not clipped to [0, 255].
 
     Attributes:
@@ -48,7 +48,7 @@ class SSDAugmentation:
         hue: the most that hues turn, in half turns. gluon-cv draws from -18
             to 18, which makes all hues alike; 0.2 is what SSD's authors drew.
         expansion: the most that half of the images shrink by, on a canvas of
-            the mean colour; 1 for none.
+            the mean color; 1 for none.
         crop: cuts out a part with which each box overlaps by a least share
             that is drawn too.
         flip: mirrors half of the images, left to right.
@@ -90,13 +90,13 @@ class SSDAugmentation:
             key: seed, epoch and the image's position. All that is random
                 follows from them.
             size: height and width wanted.
-            mean: pixel value that becomes 0, and the canvas's colour.
+            mean: pixel value that becomes 0, and the canvas's color.
             std: what pixels are divided by, less the mean.
 
         Returns:
             The image, float32 `(*size, 3)`, scaled; the boxes left, float32
             `(m, 4)`, in its pixels; and which those are, bool `(n,)`. A box is
-            left if its centre is in the crop, and is clipped to it.
+            left if its center is in the crop, and is clipped to it.
         """
         seed, epoch, position = key
         u = uniforms(seed, epoch, np.array([position]), _COLUMNS)[0]
@@ -110,7 +110,7 @@ class SSDAugmentation:
         kept = _centred(boxes, crop)
         matrix, offset = self._colours(u)
         placed = (crop[0] - left, crop[1] - top, crop[2] - left, crop[3] - top)
-        # Scaling is of the same kind as the changes of colour.
+        # Scaling is of the same kind as the changes of color.
         x = _shown(
             image,
             placed,
@@ -131,7 +131,7 @@ class SSDAugmentation:
         return x, boxes.astype(np.float32), kept
 
     def _colours(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The changes of colour as a matrix and what is added."""
+        """The changes of color as a matrix and what is added."""
         matrix, offset = np.eye(3), np.zeros(3)
         if u[0] < 0.5:
             offset += self.brightness * (2 * u[1] - 1)
@@ -174,7 +174,7 @@ def draw_crop(
     """Draws what is cut out of an image.
 
     Candidates are the whole image and, for each of `CONSTRAINTS`, the first
-    of `CROP_TRIES` crops that meets it. One of those with the centre of a box
+    of `CROP_TRIES` crops that meets it. One of those with the center of a box
     inside is taken.
 
     Args:
@@ -240,7 +240,7 @@ def _shown(
         crop: in pixels of the image.
         size: height and width wanted.
         resampling: Pillow's name of the filter.
-        matrix: float32 `(3, 3)`, of colours.
+        matrix: float32 `(3, 3)`, of colors.
         offset: float32 `(3,)`, added to them.
 
     Returns:

@@ -53,7 +53,7 @@ class GroundTruth(NamedTuple):
         difficult: bool `(n,)`, of Pascal VOC.
         crowd: bool `(n,)`, of COCO.
         area: float32 `(n,)`, of the objects in pixels, by which COCO calls
-            them small, medium and large; of the boxes where none is told.
+            them small, medium and large; of the boxes where none is given.
     """
 
     id: str | int
@@ -527,7 +527,7 @@ def _scanned(
 
     def look(position: int) -> tuple[Any, ...] | Problem:
         try:
-            # First, so that a missing image is told as such.
+            # First, so that a missing image is reported as such.
             encoded = examples.read(position)
             description = examples.describe(position)
             upright, stored = image_sizes(encoded)

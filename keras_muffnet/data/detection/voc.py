@@ -246,14 +246,14 @@ def open_voc(
             try:
                 elements = _parse_voc(item.annotation).findall("object")
             except ValueError:
-                continue  # told of where the split is read
+                continue  # reported where the split is read
             for element in elements:
                 names.add((element.findtext("name") or "").strip())
                 for text in _voc_box(element)[:2]:
                     try:
                         lowest = min(lowest, float(text))
                     except ValueError:
-                        continue  # told of, too
+                        continue  # reported, too
     if class_names is None:
         class_names = tuple(sorted(names - {""}))
         if not class_names:

@@ -38,7 +38,7 @@ def accelerate(model: keras.Model) -> str:
     no faster way: on another backend, or a GPU, with another precision than
     float32, channels first, or without a C compiler.
 
-    The C library of the process is told to keep the memory that it frees, and
+    The C library of the process is set to keep the memory that it frees, and
     to use it again: PyTorch would get new pages for every tensor.
 
     Args:

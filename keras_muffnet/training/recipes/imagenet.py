@@ -4,7 +4,7 @@
 
 Of the paper: learning rate 0.5, batches of 1024, weight decay 4e-4. Of [11],
 "Bag of Tricks for Image Classification" (He et al., 2019): warm-up, no decay
-of biases and batch normalisation, label smoothing, cosine, Nesterov's
+of biases and batch normalization, label smoothing, cosine, Nesterov's
 momentum, 120 epochs.
 
 Cost: 120 epochs of 1251 steps; time not measured. Result: not run. The paper

@@ -4,7 +4,7 @@ r"""A small detector for some hundreds of images, on a CPU.
         --data bccd/ --on-bad skip --weights cifar10
 
 The weights are published ones or those of a classifier of the same alpha, of
-any images. Colours tell cells apart and a microscope's scale is fixed: hues
+any images. Colors distinguish cells and a microscope's scale is fixed: hues
 turn less than in GluonCV, and images shrink less.
 
 Cost: 80 epochs of BCCD's 292 images, 25 minutes of two cores.
