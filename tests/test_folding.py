@@ -1,5 +1,7 @@
 """Batch normalization folded away: the same answers with fewer operations."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from keras_muffnet import MuffNet
 from keras_muffnet import StageSpec
 from keras_muffnet.folding import FoldedModel
 from keras_muffnet.layers import LearnedGroupConv2D
+from tools.benchmarks import export as export_benchmark
 
 norm = layers.BatchNormalization
 
@@ -255,3 +258,15 @@ def test_models_with_a_call_of_their_own_are_refused(place):
         model = keras.Model(x, model(x))
     with pytest.raises(ValueError, match="must be a functional"):
         FoldedModel(model)
+
+
+def test_the_benchmark_of_exports(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_benchmark, "ROUNDS", {1: 1, 3: 2})
+    build = functools.partial(MuffNet, input_shape=(32, 32, 3), classes=4)
+    monkeypatch.setattr("keras_muffnet.MuffNet", build)
+    rows = export_benchmark.measure("MuffNet", 0.5, tmp_path)
+    assert [row["batch"] for row in rows] == [1, 3]
+    for row in rows:
+        assert (row["network"], row["alpha"]) == ("MuffNet", 0.5)
+        assert row["layers_ms"] > 0 and row["folded_ms"] > 0
+        assert float(row["difference"]) < 1e-5

@@ -785,6 +785,15 @@ def test_headers_without_an_end(server, head, piece):
     assert call(server, "GET", "/v1/models/toy")[0] == 200
 
 
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+def test_offers_of_another_protocol_are_declined(server, protocol):
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUPGRADE: %b\r\n" % protocol
+    request = raw_predict(headers=offer + b"HTTP2-Settings: AAMAAABk\r\n")
+    last = raw_predict(headers=b"Connection: close\r\n")
+    received = raw_exchange(server, request, then=last)
+    assert received.count(b"200 OK") == received.count(ANSWER) == 2
+
+
 def test_large_headers_and_pipelined_requests(server):
     large = raw_predict(headers=b"X-Large: %b\r\n" % (b"a" * 60_000))
     received = raw_exchange(server, large * 5, half_close=True)
@@ -941,6 +950,25 @@ def test_command_serves_until_a_signal(base_path, number):
         process.kill()
         process.communicate()
         endless.close()
+
+
+def test_command_ends_while_it_loads(base_path):
+    process = command(
+        "--port=0",
+        f"--rest_api_port={free_port()}",
+        f"--model_base_path={base_path}",
+        "--not_a_flag",
+    )
+    try:
+        # Next it imports TensorFlow, which takes seconds.
+        assert "unknown argument" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+        assert output == ""
+        assert "Stopped before the models were loaded" in errors
+        assert process.returncode == 0
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize(

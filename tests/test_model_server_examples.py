@@ -280,7 +280,7 @@ ONE_INPUT = "Expected one input Tensor."
             "regress",
             make_servable(y=FLOATS),
             "No regression outputs found in SignatureDef",
-            9,
+            3,
         ),
         (
             "regress",

@@ -435,7 +435,10 @@ def test_wrong_columns(inputs, text):
     dtypes = {"a": "float32", "b": "float32"}
     if not isinstance(inputs, dict):
         assert_raises(
-            "'inputs' is a plain", json_tensors.decode, {"inputs": 1}, dtypes
+            "inputs is a plain value/list",
+            json_tensors.decode,
+            {"inputs": 1},
+            dtypes,
         )
         inputs, dtypes = {"x": inputs}, {"x": "float32"}
     message = assert_raises(

@@ -1,19 +1,23 @@
 """The load test, with toy models and servers that fail or stall."""
 
+import argparse
 import csv
 import http.server
 import itertools
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import keras
 import pytest
 
 from keras_muffnet.export import export_saved_model
+from serving.loadtest import formats
 from serving.loadtest import run
 from tests.conftest import ROOT
 
@@ -236,6 +240,29 @@ def test_memory_that_grows(monkeypatch, generator, body):
         assert [row["requests"] for row in rows] == [10] * 10
         assert [row["server_mb"] for row in rows][-2:] == [90, round(last)]
         assert ("Memory grew from 100.0 to 105.1 MB" in verdict) == failing
+
+
+def test_the_table_of_formats(generator, body):
+    args = argparse.Namespace(rounds=2, seconds=0.1)
+    with (
+        Fake(lambda number: 200) as quick,
+        Fake(lambda number: 500) as broken,
+    ):
+        servers = {
+            name: mock.Mock(url=fake.url, pid=os.getpid())
+            for name, fake in (("layers", quick), ("folded", broken))
+        }
+        for server in servers.values():
+            server.memory.return_value = 123.4
+        rows = formats.measure(args, generator, servers, "JPEG", [body], 2)
+    assert [tuple(row) for row in rows] == [formats.FIELDS] * 2
+    layers, folded = rows
+    assert (layers["format"], folded["format"]) == ("layers", "folded")
+    assert layers["of_layers"] == 1 and layers["images_per_second"] > 0
+    assert 0 < layers["p50_ms"] <= layers["p99_ms"]
+    assert (layers["failures"], layers["server_mb"]) == (0, 123)
+    assert folded["images_per_second"] == folded["of_layers"] == 0
+    assert folded["failures"] == folded["requests"] > 0
 
 
 def command(*flags, expected=0):

@@ -12,8 +12,10 @@ import importlib.metadata
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -65,10 +67,8 @@ def serve(flags: argparse.Namespace) -> None:
         _print_versions()
         return
     arguments = server_arguments(flags)
-    stop = threading.Event()
-    for number in _STOP_SIGNALS:
-        # A shell may have started the process with SIGINT ignored.
-        signal.signal(number, lambda *_: stop.set())
+    stop, serving = threading.Event(), threading.Event()
+    _watch_signals(stop, serving)
     _set_up_logging(flags.access_log)
     for line in warnings(flags):
         logger.warning("%s", line)
@@ -77,12 +77,9 @@ def serve(flags: argparse.Namespace) -> None:
     from keras_muffnet.model_server import ModelServer
 
     server = ModelServer(**arguments)
-    _wait_for_versions(server, flags.file_system_poll_wait_seconds, stop)
-    if stop.is_set():
-        return
-    # The threads that the server starts leave the signals to this one.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    _wait_for_versions(server, flags.file_system_poll_wait_seconds)
     with server:
+        serving.set()
         for name, versions in server.versions.items():
             numbers = ", ".join(map(str, versions))
             kind = "version" if len(versions) == 1 else "versions"
@@ -93,13 +90,33 @@ def serve(flags: argparse.Namespace) -> None:
             host = f"[{flags.host}]" if ":" in flags.host else flags.host
             print(f"gRPC at {host}:{server.grpc_port}")
         sys.stdout.flush()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         stop.wait()
 
 
-def _wait_for_versions(
-    server: "ModelServer", seconds: float, stop: threading.Event
-) -> None:
+def _watch_signals(stop: threading.Event, serving: threading.Event) -> None:
+    """Sets `stop` at a signal; ends the process if it does not serve yet.
+
+    In a thread, because a signal's handler waits for as long as a load of the
+    main one's takes.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    for number in _STOP_SIGNALS:
+        # A shell may have started the process with SIGINT ignored.
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+
+    def wait() -> None:
+        reader.recv(1)
+        stop.set()
+        if not serving.is_set():
+            logger.info("Stopped before the models were loaded")
+            os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _wait_for_versions(server: "ModelServer", seconds: float) -> None:
     """Waits for a first version of each model, as TensorFlow Serving does."""
     told = set()
     while seconds > 0 and (missing := server.missing_versions()):
@@ -112,8 +129,7 @@ def _wait_for_versions(
                     base_path,
                 )
                 told.add(name)
-        if stop.wait(seconds):
-            return
+        time.sleep(seconds)
 
 
 def _print_versions() -> None:

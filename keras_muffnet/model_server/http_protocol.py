@@ -1,10 +1,12 @@
 """HTTP as TensorFlow Serving's clients know it, where uvicorn differs."""
 
 import asyncio
+import re
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _MAX_HEADERS = 2**16  # bytes of headers, or of trailers
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 _SILENCE = 75.0  # seconds that a client may pause within a request
 
 
@@ -35,6 +37,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
         self._heard = self.loop.time()
+        data = self._without_upgrade(data)
         before = self._headers = self._headers + len(data)
         super().data_received(data)
         # Otherwise the parser has come to a body or to the end.
@@ -43,6 +46,20 @@ class HttpProtocol(HttpToolsProtocol):
             self.send_400_response(
                 f"Expected headers of at most {_MAX_HEADERS} bytes."
             )
+
+    def _without_upgrade(self, data: bytes) -> bytes:
+        """Drops the offer of another protocol, as HTTP/1.1 allows.
+
+        Java's client makes one with each request. uvicorn would lose the body
+        of a request that offers what it does not speak.
+        """
+        cycle = self.cycle
+        if cycle is not None and cycle.more_body:
+            return data
+        head = data.find(b"\r\n\r\n")
+        if head < 0 or _UPGRADE.search(data, 0, head) is None:
+            return data
+        return _UPGRADE.sub(b"", data[:head]) + data[head:]
 
     def on_headers_complete(self) -> None:  # noqa: D102
         self._headers = 0

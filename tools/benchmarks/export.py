@@ -74,7 +74,8 @@ def measure(
     rows = []
     for batch, rounds in ROUNDS.items():
         rng = np.random.default_rng(0)
-        images = rng.normal(0, 0.5, (batch, 224, 224, 3)).astype("float32")
+        shape = (batch, *model.input_shape[1:])
+        images = rng.normal(0, 0.5, shape).astype("float32")
         answers = [run(images) for run in runs.values()]
         wall, processor = interleave(
             [functools.partial(run, images) for run in runs.values()], rounds
