@@ -102,6 +102,7 @@ def test_flags_become_arguments():
             "--saved_model_tags=serve,gpu",
             "--max_num_load_retries=0",
             "--load_retry_interval_micros=500000",
+            "--enable_per_model_batching_parameters",
             "--num_request_iterations_for_warmup=2",
             "--enable_model_warmup=false",
             "--prefer_tflite_model",
@@ -131,6 +132,7 @@ def test_flags_become_arguments():
         prefer_tflite=True,
         retries=0,
         retry_seconds=0.5,
+        batching_per_version=True,
     )
     assert arguments["grpc"] == GrpcOptions(
         threads=5,

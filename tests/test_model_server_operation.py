@@ -19,6 +19,10 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from keras_muffnet.model_server import ModelServer
 from keras_muffnet.model_server import json_tensors
+from keras_muffnet.model_server.batching import Batcher
+from keras_muffnet.model_server.batching import BatchingParameters
+from keras_muffnet.model_server.loader import load
+from keras_muffnet.model_server.options import LoadOptions
 from tests.conftest import ROOT
 from tests.conftest import free_port
 
@@ -327,6 +331,29 @@ def test_requests_are_joined(base, tmp_path):
 
 
 # Monitoring
+
+
+def test_versions_have_their_own_batching(base, versions):
+    shutil.copytree(versions / "2", base / "2")
+    text = "allowed_batch_sizes: 4 max_batch_size { value: 4 }"
+    (base / "1" / "batching_params.pbtxt").write_text(text)
+    common = Batcher(BatchingParameters(num_batch_threads=1))
+    options = LoadOptions(batching_per_version=True)
+    rows = []
+    for version in (1, 2):
+        servable = load(
+            base / str(version), "toy", version, batcher=common, options=options
+        )
+        signature = servable.signature("batch")
+        x = np.ones(3, np.float32)
+        rows.append(servable.run(signature, {"x": x})["y"].tolist())
+        servable.close()
+    # The first is padded to its allowed size, the second not batched.
+    assert rows == [[4, 4, 4], [3, 3, 3]]
+    (base / "1" / "batching_params.pbtxt").write_text("none")
+    with pytest.raises(ValueError, match=r"batching_params\.pbtxt"):
+        load(base / "1", "toy", 1, batcher=common, options=options)
+    common.close()
 
 
 def test_metrics(base, tmp_path):

@@ -126,12 +126,15 @@ class Batcher:
     Args:
         parameters: How to batch.
         metrics: What counts the batches.
+
+    Attributes:
+        parameters: How to batch.
     """
 
     def __init__(
         self, parameters: BatchingParameters, metrics: "Metrics | None" = None
     ):
-        self._parameters = parameters
+        self.parameters = parameters
         self._metrics = metrics
         # Guards everything below, and what is in the queues.
         self._changed = threading.Condition(threading.Lock())
@@ -189,10 +192,10 @@ class Batcher:
         if rows == 0:
             # Nothing to batch, and no row to pad with.
             return _checked(queue.run(*inputs), 0)
-        limit = self._parameters.row_limit
+        limit = self.parameters.row_limit
         if rows <= limit:
             return self._call_whole(queue, inputs, rows)
-        if not self._parameters.enable_large_batch_splitting:
+        if not self.parameters.enable_large_batch_splitting:
             raise invalid_argument(
                 f"Task size {rows} is larger than maximum input batch size "
                 f"{limit}"
@@ -223,14 +226,14 @@ class Batcher:
                     self._changed.notify()
 
     def _may_run_at_once(self) -> bool:
-        if self._parameters.batch_timeout_micros or self._turns:
+        if self.parameters.batch_timeout_micros or self._turns:
             return False
         return self._has_place()
 
     def _call_in_parts(
         self, queue: "_Queue", inputs: Sequence[np.ndarray], rows: int
     ) -> list[np.ndarray]:
-        limit = self._parameters.row_limit
+        limit = self.parameters.row_limit
         tasks = []
         for start in range(0, rows, limit):
             part = [array[start : start + limit] for array in inputs]
@@ -247,7 +250,7 @@ class Batcher:
 
         The lock is held.
         """
-        parameters = self._parameters
+        parameters = self.parameters
         key = self._key(tasks[0].inputs)
         alike = [batch for batch in queue.batches if batch.key == key]
         batch = alike[-1] if alike else None
@@ -289,7 +292,7 @@ class Batcher:
 
     def _key(self, inputs: Sequence[np.ndarray]) -> Hashable:
         """Returns what inputs have in common that can share a batch."""
-        if not self._parameters.pad_variable_length_inputs:
+        if not self.parameters.pad_variable_length_inputs:
             return tuple((array.dtype, array.shape[1:]) for array in inputs)
         # An empty row has no element to pad it with.
         return tuple(
@@ -377,7 +380,7 @@ class Batcher:
     # In either.
 
     def _has_place(self) -> bool:
-        return self._running < self._parameters.num_batch_threads
+        return self._running < self.parameters.num_batch_threads
 
     def _execute(
         self,
@@ -402,7 +405,7 @@ class Batcher:
         return results
 
     def _allowed_size(self, rows: int) -> int:
-        sizes = self._parameters.allowed_batch_sizes
+        sizes = self.parameters.allowed_batch_sizes
         return next((size for size in sizes if size >= rows), rows)
 
     def _record(self, rows: Sequence[int], waits: Sequence[float]) -> None:

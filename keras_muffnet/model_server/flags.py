@@ -12,7 +12,6 @@ from keras_muffnet.model_server import options
 
 # Flags of tensorflow_model_server that are taken and do nothing, and why.
 NO_EFFECT = {
-    "enable_per_model_batching_parameters": "one batching file is for all",
     "num_load_threads": "versions are loaded one at a time",
     "num_unload_threads": "each version is unloaded by a thread of its own",
     "flush_filesystem_caches": "the system keeps its own caches",
@@ -138,6 +137,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sessions,
         "batching_parameters_file",
         "text proto BatchingParameters; needs --enable_batching",
+    )
+    _switch(
+        sessions,
+        "enable_per_model_batching_parameters",
+        "batch each version by batching_params.pbtxt in its folder, those "
+        "without one not at all; needs --enable_batching",
     )
 
     rest = parser.add_argument_group("REST")
@@ -326,6 +331,7 @@ def server_arguments(flags: argparse.Namespace) -> dict[str, Any]:
             flags.prefer_tflite_model,
             flags.max_num_load_retries,
             max(flags.load_retry_interval_micros, 0) / 1e6,
+            flags.enable_per_model_batching_parameters,
         ),
         "grpc": options.GrpcOptions(
             flags.grpc_max_threads,

@@ -43,6 +43,9 @@ class GrpcServer:
 
     A request is answered by one thread from its beginning to its end: an event
     loop that hands it to a thread costs half as much again.
+    Nearly half of the processor time of a tiny model's request is grpcio's own:
+    an empty handler of bytes takes 150 to 220 us, this one some 400, of which
+    reading, running and writing are 100 where nothing else runs.
 
     Args:
         manager: What to serve.

@@ -1,6 +1,7 @@
 """Loads a version of a model, by the runtime that its folder asks for."""
 
 import dataclasses
+import functools
 import importlib.util
 import io
 import logging
@@ -67,7 +68,20 @@ def load(
     from keras_muffnet.model_server.tensorflow_runtime import load_saved_model
     from keras_muffnet.model_server.warmup import warm_up
 
-    servable = load_saved_model(path, name, version, batcher, metrics, options)
+    own = None
+    if batcher is not None and options.batching_per_version:
+        own = batcher = _read_batcher(folder, batcher, metrics)
+    try:
+        servable = load_saved_model(
+            path, name, version, batcher, metrics, options
+        )
+    except BaseException:
+        if own is not None:
+            own.close()
+        raise
+    if own is not None:
+        close = functools.partial(_close_both, own, servable)
+        servable = dataclasses.replace(servable, close=close)
     try:
         if options.warm_up:
             warm_up(servable, path, options.warm_up_iterations)
@@ -75,6 +89,31 @@ def load(
         servable.close()
         raise
     return servable
+
+
+def _read_batcher(
+    folder: pathlib.Path, common: Batcher, metrics: Metrics | None
+) -> Batcher | None:
+    """Makes a version's own batcher, if it is to have one."""
+    from keras_muffnet.model_server.configuration import (
+        read_batching_parameters,
+    )
+
+    path = folder / "batching_params.pbtxt"
+    if not path.exists():
+        return None
+    parameters = dataclasses.replace(
+        read_batching_parameters(path),
+        # As TensorFlow Serving, whose models share the threads.
+        num_batch_threads=common.parameters.num_batch_threads,
+        thread_pool_name=common.parameters.thread_pool_name,
+    )
+    return Batcher(parameters, metrics)
+
+
+def _close_both(batcher: Batcher, servable: Servable) -> None:
+    batcher.close()
+    servable.close()
 
 
 def _load_both(

@@ -51,6 +51,8 @@ class LoadOptions:
             both that and a SavedModel.
         retries: How often a version that does not load is loaded again.
         retry_seconds: The time between two attempts.
+        batching_per_version: Whether each version is batched by the file
+            `batching_params.pbtxt` in its folder, those without one not at all.
     """
 
     tags: frozenset[str] = frozenset({"serve"})
@@ -63,6 +65,7 @@ class LoadOptions:
     prefer_tflite: bool = False
     retries: int = 5
     retry_seconds: float = 60.0
+    batching_per_version: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
