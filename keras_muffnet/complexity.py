@@ -76,7 +76,7 @@ _FREE = (
     layers.ZeroPadding3D,
 )
 
-# Operations that are no layers, such as `x[..., :3]` or `a + b`; by name, since
+# Operations that are not layers, such as `x[..., :3]` or `a + b`; by name, as
 # Keras does not export their classes.
 _FREE_OPERATIONS = {
     "Absolute",

@@ -114,8 +114,9 @@ class SharingMatrix:
 
         Raises:
             ValueError: naming the row or column at fault, if the matrix is not
-                square or not upper-triangular, if an entry is no non-negative
-                integer, if a layer has no channels or a block no input.
+                square or not upper-triangular, if an entry is not a
+                non-negative integer, if a layer has no channels or a block
+                no input.
         """
         matrix = _checked_array(rows)
         for i, row in enumerate(matrix):

@@ -195,7 +195,7 @@ BAD_IMAGES = {
     ),
     "no pixels": (
         lambda root: (root / "JPEGImages/a.jpg").write_text("<html>"),
-        "JPEGImages/a.jpg': it is no image",
+        "JPEGImages/a.jpg': it is not an image",
     ),
     "damaged": (damage, "JPEGImages/a.jpg': image file is truncated"),
 }

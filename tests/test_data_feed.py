@@ -304,7 +304,7 @@ REASONS = {
     "b/cut.jpg": "",
     "b/film.mp4": "its name ends in none of .avif, .bmp",
     "b/float.tif": "its pixels are of the kind 'F'",
-    "b/html.png": "it is no image of a known format",
+    "b/html.png": "it is not an image of a known format",
 }
 
 

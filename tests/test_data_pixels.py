@@ -319,8 +319,8 @@ def test_optional_formats(kind):
 @pytest.mark.parametrize(
     ("encoded", "reason"),
     [
-        (b"no image", "no image of a known format"),
-        (b"", "no image of a known format"),
+        (b"no image", "not an image of a known format"),
+        (b"", "not an image of a known format"),
         (saved(RGB, "JPEG")[:300], "(?i)truncated|damaged"),
         (saved(RGB, "PNG")[:-40], "truncated|damaged|broken"),
         (saved(Image.new("F", (4, 4)), "TIFF"), "pixels are of the kind 'F'"),

@@ -120,6 +120,19 @@ def test_the_table_of_models_is_what_was_measured():
         assert score in cells[row][2]
 
 
+def test_the_layout_names_files_that_there_are():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    layout = text.partition("## Layout")[2].partition("## Import rules")[0]
+    there = {
+        path.name
+        for folder in ("keras_muffnet", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert not set(re.findall(r"\w+\.py", layout)) - there
+    packages = re.findall(r"^      (\w+)/", layout, re.MULTILINE)
+    assert all((ROOT / "keras_muffnet" / name).is_dir() for name in packages)
+
+
 def test_every_result_has_a_table():
     text = "".join(
         path.read_text()

@@ -133,7 +133,7 @@ def test_context_belongs_to_each_example():
             "Feature: x has uint64 element. Only int64_t is supported",
         ),
         (b'{"examples": [{"x": {"b64": "-"}}]}', "Unable to base64 decode"),
-        (b'{"examples": [{"\xff": 1}]}', "has a name that is no UTF-8"),
+        (b'{"examples": [{"\xff": 1}]}', "has a name that is not UTF-8"),
     ],
 )
 def test_wrong_requests(body, text):

@@ -53,7 +53,7 @@ def MobileNet(
     Vision Applications" (Howard et al., 2017), table 1.
 
     With stem "imagenet" it has the structure of
-    `keras.applications.MobileNet`, of which the small stems are no part.
+    `keras.applications.MobileNet`, of which the small stems are not part.
     Feature maps:
 
     | stride | layer                    | channels at alpha 1 |

@@ -262,7 +262,7 @@ def _reason(error: Exception) -> str:
     # Pillow names the buffer, which says nothing.
     reason = str(error).partition("<_io")[0].strip()
     if reason == "cannot identify image file":
-        return "it is no image of a known format, or a damaged one"
+        return "it is not an image of a known format, or a damaged one"
     return reason or "it is damaged"
 
 

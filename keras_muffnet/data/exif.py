@@ -114,7 +114,7 @@ def _parsed_in_graph(encoded: "tf.Tensor") -> "tf.Tensor":
     import tensorflow as tf
 
     def part(at: Any, length: int) -> "tf.Tensor":
-        # Past the end there is nothing, which is no error.
+        # Past the end there is nothing, which is not an error.
         at = tf.minimum(at, tf.strings.length(encoded))
         return tf.strings.substr(encoded, at, length)
 

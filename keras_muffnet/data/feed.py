@@ -488,7 +488,7 @@ def make_feed(
             cutmix has the weight of the one it is mixed into. None gives no
             weights.
         on_bad_image: `"raise"`, or `"skip"` to leave bad images out and list
-            them in `Feed.skipped`. Bad are files that are no whole image, and
+            them in `Feed.skipped`. Bad are files that are not whole images, and
             images whose label is out of range.
             Images that are not kept in memory are read once more for it.
         cache: keeps decoded images in memory. None does where they fit in half

@@ -238,8 +238,8 @@ def _source(
             for name, count in kinds.most_common(5)
         ]
         warnings.warn(
-            f"{root!r}: left out {len(left_out)} files that are no images of a "
-            f"class: {', '.join(told)}{', ...' if len(kinds) > 5 else ''}",
+            f"{root!r}: left out {len(left_out)} files that are not images of "
+            f"a class: {', '.join(told)}{', ...' if len(kinds) > 5 else ''}",
             stacklevel=5,
         )
     names = layout.class_names

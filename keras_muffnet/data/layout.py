@@ -1,4 +1,4 @@
-"""What the names of files and folders say: splits, classes, what is no image.
+"""What names of files and folders say: splits, classes, what is not an image.
 
 Works on names alone, so that a folder and an archive of it are read alike.
 """

@@ -59,7 +59,7 @@ def parse_example(
     """Reads an image and its label from a serialized `tf.train.Example`.
 
     Raises:
-        ValueError: if the record is no `Example` or lacks one of the two.
+        ValueError: if the record is not an `Example` or lacks one of the two.
     """
     found = parse_features(record, (image_key, label_key))
     images, labels = found.get(image_key), found.get(label_key)
@@ -84,11 +84,11 @@ def parse_features(
 
     Returns:
         Of each key that is there: byte strings, float32 `(n,)` or int64
-        `(n,)`. A feature of no kind has none; what is no `Example` has none.
+        `(n,)`. A feature of no kind has none, nor has what is not an `Example`.
     """
     found: dict[str, list[bytes] | np.ndarray] = {}
     wanted = {key.encode(): key for key in keys}
-    # What is no protocol buffer gives nothing, or fails in one of these ways.
+    # What is not a protocol buffer gives nothing, or fails in one of these.
     with contextlib.suppress(StopIteration, IndexError, TypeError):
         for features in _fields(memoryview(record), 1):
             for entry in _fields(features, 1):

@@ -35,7 +35,7 @@ def anchor_boxes(
         size: height and width of the image in pixels.
         maps: rows and columns of each level's map.
         scales: sides as shares of the image's side, one more than there are
-            levels. The side of an image that is no square is the geometric
+            levels. The side of an image that is not a square is the geometric
             mean of height and width.
         ratios: for each level the ratios, the first of which is 1.
 

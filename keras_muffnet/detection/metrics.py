@@ -144,7 +144,7 @@ def _average_precision(
     # The best precision at a recall or a higher one.
     best_from = np.maximum.accumulate(precision[::-1])[::-1]
     if eleven_points:
-        # As 0.1, 0.2, ... are no binary numbers.
+        # As 0.1, 0.2, ... are not binary numbers.
         reached = [recall >= k / 10 - 1e-12 for k in range(11)]
         return float(
             np.mean([best_from[r].max() if r.any() else 0.0 for r in reached])

@@ -111,7 +111,7 @@ def load_detector(model: str | os.PathLike[str]) -> Detector:
     """Loads a detector; see `load_model`.
 
     Raises:
-        ValueError: as there, or if it is no detector.
+        ValueError: as there, or if it is not a detector.
         OSError: if a file is damaged.
         ImportError: if the package that runs the file is not installed.
     """

@@ -99,8 +99,8 @@ def decode_images(
 
 
 def _assert_none(wrong: tf.Tensor, problems: tf.Tensor) -> tf.Operation:
-    # The last element is no image, but something that can be read if all are
-    # well.
+    # The last element is not an image, but something that can be read if all
+    # are well.
     first = tf.concat([wrong, [0]], axis=0)[0]
     index = tf.strings.as_string(first)
     text = tf.strings.join(["image_bytes[", index, "] ", problems[first]])
@@ -158,7 +158,7 @@ def _check_size(
 def _check(
     image_bytes: tf.Tensor, max_pixels: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Looks at all that are no JPEGs, without ever failing.
+    """Looks at all that are not JPEGs, without ever failing.
 
     Returns:
         What is to be decoded, nothing if that must not be; and what is wrong.

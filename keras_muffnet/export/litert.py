@@ -66,7 +66,7 @@ def export_litert(
         serve = run
     else:
         raise ValueError(
-            "`quantized` must be None for a model that is no detector. "
+            "`quantized` must be None for a model that is not a detector. "
             f"Received: model={model!r}"
         )
     images = tf.TensorSpec((1, *shape), tf.float32, name="images")
@@ -110,7 +110,7 @@ def publish_litert(
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is no LiteRT file.
+        ValueError: if it is not a LiteRT file.
     """
     check_litert(path)
     return write_version(
@@ -119,7 +119,7 @@ def publish_litert(
 
 
 def check_litert(path: str | os.PathLike[str], name: str = "path") -> None:
-    """Raises `ValueError` for what is no LiteRT file, with the argument."""
+    """Raises `ValueError` for what is not a LiteRT file, with the argument."""
     with open(path, "rb") as file:
         start = file.read(8)
     if start[4:] != b"TFL3":

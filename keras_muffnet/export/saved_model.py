@@ -218,7 +218,7 @@ def _check_classes(
         return
     if len(model.output_shape) != 2:
         raise ValueError(
-            "`labels` must be left out for a model that is no classifier, "
+            "`labels` must be left out for a model that is not a classifier, "
             "with outputs (batch, classes). Received a model with output "
             f"shape {model.output_shape}"
         )

@@ -239,7 +239,7 @@ def read_metadata(content: bytes) -> Metadata:
 
     Raises:
         ImportError: if `ai-edge-litert` is not installed.
-        ValueError: if the file is no `.tflite` file, has no metadata, or
+        ValueError: if the file is not a `.tflite` file, has no metadata, or
             lacks the labels that these name.
     """
     flatbuffers = load_optional("flatbuffers", EXTRA)

@@ -247,7 +247,7 @@ def _absolute(name: str, base_path: str) -> pathlib.Path:
 
 def _policy(config: Any) -> VersionPolicy:
     policy = config.model_version_policy
-    # This module's fields are no `oneof`, so that all are asked for.
+    # This module's fields are not `oneof`, so that all are asked for.
     chosen = [
         kind for kind in ("latest", "all", "specific") if policy.HasField(kind)
     ]

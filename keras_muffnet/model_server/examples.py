@@ -99,7 +99,7 @@ def _feature(example: "Example", name: str) -> "Feature":
         return example.features.feature[name]
     except UnicodeEncodeError as error:
         raise invalid_argument(
-            f"Feature: {shown(name)} has a name that is no UTF-8"
+            f"Feature: {shown(name)} has a name that is not UTF-8"
         ) from error
 
 
@@ -148,7 +148,7 @@ def classify(
     Returns:
         For each example a label and a score for each class. A label is `""`,
         or a score 0, where the signature has no such output. Bytes of a label
-        that are no UTF-8 are escaped by surrogates.
+        that are not UTF-8 are escaped by surrogates.
 
     Raises:
         ServingError: There are no examples, the signature or its outputs do

@@ -151,7 +151,7 @@ def _read(
             return None
         try:
             buffer = read(opened + piece + b"]" * depth).as_buffer(of_type=kind)
-        # What is no array of numbers, or not JSON at all.
+        # What is not an array of numbers, or not JSON at all.
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return None
         arrays.append(np.frombuffer(buffer, dtype))

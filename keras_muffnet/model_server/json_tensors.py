@@ -64,7 +64,7 @@ def parse(body: bytes, numbers: bool = False) -> dict[str, Any]:
         The JSON object, with the first of members of one name.
 
     Raises:
-        ServingError: The body is no JSON, or no JSON object.
+        ServingError: The body is not JSON, or no JSON object.
     """
     if not body:
         raise invalid_argument("JSON Parse error: The document is empty")
@@ -125,7 +125,7 @@ def signature_name(request: Mapping[str, Any]) -> str:
     """Returns the name of the signature that a request asks for.
 
     Raises:
-        ServingError: The name is no string.
+        ServingError: The name is not a string.
     """
     name = request.get("signature_name", "")
     if not isinstance(name, str):
@@ -361,7 +361,7 @@ def to_bytes(value: Any) -> bytes:
             "data"
         )
     try:
-        # Whatever is no ASCII is wrong; split() without arguments drops
+        # Whatever is not ASCII is wrong; split() without arguments drops
         # white space.
         padded = b"".join(value["b64"].encode("ascii").split())
         digits = padded.rstrip(b"=")
@@ -516,7 +516,7 @@ def _write_strings(array: np.ndarray, as_base64: bool) -> bytes:
             cells.append({"b64": base64.b64encode(value).decode()})
         else:
             # Escaped bytes pass through to the answer unchanged where they
-            # are no UTF-8.
+            # are not UTF-8.
             cells.append(value.decode(errors="surrogateescape"))
     nested = np.array(cells, dtype=object).reshape(array.shape).tolist()
     text = json.dumps(nested, ensure_ascii=False)

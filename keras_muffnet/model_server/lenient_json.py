@@ -1,7 +1,7 @@
 """Reads the JSON that orjson refuses and TensorFlow Serving takes.
 
 TensorFlow Serving reads with rapidjson: any depth; the numbers NaN and
-Infinity; strings that are no UTF-8; of duplicate keys the first; and nothing
+Infinity; strings that are not UTF-8; of duplicate keys the first; and nothing
 behind the first value. The errors' texts are rapidjson's.
 """
 

@@ -123,7 +123,7 @@ class Metrics:
             key=lambda metric: metric.name,
         )
         lines = [line for metric in metrics for line in metric.lines()]
-        # A name that is no text, such as one of raw bytes, must not cost the
+        # A name that is not text, such as one of raw bytes, must not cost the
         # whole page.
         return ("\n".join(lines) + "\n").encode(errors="replace")
 

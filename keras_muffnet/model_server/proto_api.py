@@ -135,7 +135,7 @@ def _classify(servable: Servable, key: str, serialized: list[bytes]) -> Any:
     for classes in examples.classify(servable, key, serialized):
         entry = result.classifications.add()
         for label, score in classes:
-            # Bytes that are no UTF-8 are held as surrogates.
+            # Bytes that are not UTF-8 are held as surrogates.
             text = label.encode(errors="surrogateescape")
             entry.classes.add(label=text.decode(errors="replace"), score=score)
     return result

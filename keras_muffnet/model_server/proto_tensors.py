@@ -55,7 +55,7 @@ def to_array(
         An array; strings are an object array of `bytes`.
 
     Raises:
-        ServingError: The message is no tensor, or too large a one.
+        ServingError: The message is not a tensor, or too large a one.
     """
     shape = [dim.size for dim in proto.tensor_shape.dim]
     if (

@@ -18,7 +18,7 @@ class Ends(NamedTuple):
         output_structure: the number of each output, 0 for the first, arranged
             as the model gives them: by itself, in a list or in a dict.
         softmax: for each output the axis of the softmax that it ends in, which
-            is no part of the plan; None where there is none.
+            is not part of the plan; None where there is none.
     """
 
     name: str

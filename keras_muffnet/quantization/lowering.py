@@ -105,7 +105,7 @@ def register_rule(kind: type) -> Callable[[Any], Any]:
         the layer is called with, and returns tensors of the same shapes.
 
     Raises:
-        ValueError: if `kind` is no class of layers.
+        ValueError: if `kind` is not a class of layers.
     """
     if not (isinstance(kind, type) and issubclass(kind, keras.layers.Layer)):
         raise ValueError(

@@ -42,7 +42,7 @@ def constant_matrix(a: float, layers: int) -> list[list[float]]:
         layers: L, the number of feature maps.
 
     Raises:
-        ValueError: if `a` is no positive number or `layers` no integer from 1.
+        ValueError: if `a` or `layers` is not positive, or `layers` no integer.
     """
     layers = positive_integer("layers", layers)
     _log_entry("a", a, positive=True)
@@ -84,7 +84,7 @@ def log_plain_flops(log_width: float, layers: int, size: int) -> float:
         size: s0, height and width of the feature maps in pixels.
 
     Raises:
-        ValueError: if `layers` or `size` is no integer from 1.
+        ValueError: if `layers` or `size` is not a positive integer.
     """
     layers = positive_integer("layers", layers)
     terms = [math.log(9) + math.log(layers) + log_width]
@@ -106,7 +106,7 @@ def log_matched_width(log_flops: float, layers: int, size: int) -> float:
         size: s0, height and width of the feature maps in pixels.
 
     Raises:
-        ValueError: if `layers` or `size` is no integer from 1.
+        ValueError: if `layers` or `size` is not a positive integer.
     """
     layers = positive_integer("layers", layers)
     log_flops -= 2 * math.log(_checked_size(size))
@@ -165,7 +165,7 @@ def log_plain_bound(
         float64, of the shape of `log_frequency`.
 
     Raises:
-        ValueError: if `layers` or `size` is no integer from 1.
+        ValueError: if `layers` or `size` is not a positive integer.
     """
     layers = positive_integer("layers", layers)
     log_frequency = np.asarray(log_frequency, float)

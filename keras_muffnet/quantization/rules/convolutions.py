@@ -148,7 +148,7 @@ def _dense(w: Writer, x: int) -> int:
 
 
 def matmul_constant(w: Writer, x: int, kernel: Any) -> int:
-    """Writes a product with a matrix that is no weight of a layer."""
+    """Writes a product with a matrix that is not a weight of a layer."""
     kernel = np.asarray(keras.ops.convert_to_numpy(kernel), np.float32)
     if kernel.ndim != 2:
         w.refuse("must have a matrix as its constant operand")
