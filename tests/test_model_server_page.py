@@ -704,7 +704,7 @@ def test_grey_pixels(browser, tmp_path):
     pixels = pixels_png(path)
     browser.pick("model", "pixels")
     browser.pick("signature", "grey")
-    assert "3 \u00d7 2, grey" in browser.text("#sent")
+    assert "3 \u00d7 2, gray" in browser.text("#sent")
     browser.choose(path)
     grey = (pixels @ [0.299, 0.587, 0.114]).round()
     expected = ((grey - 128) / 128).tolist()

@@ -191,7 +191,7 @@ def wait_for_port(command: str) -> str:
 def make_files(folder: pathlib.Path) -> None:
     """Makes the reader's files: photos by class, cells with boxes, a photo."""
     random = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 4)):
+    for split, count in (("train", 16), ("test", 4)):
         for name, color in _COLORS.items():
             target = folder / "photos" / split / name
             target.mkdir(parents=True)
