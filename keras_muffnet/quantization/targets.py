@@ -11,12 +11,15 @@ output channel of a dense kernel:
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import Literal
 from typing import NamedTuple
 from typing import get_args
 
-from keras_muffnet.quantization.steps import Step
+if TYPE_CHECKING:
+    # It imports Keras and, with it, its backend.
+    from keras_muffnet.quantization.steps import Step
 
 TargetName = Literal["litert", "tflite-micro", "ethos-u", "edge-tpu", "nnapi"]
 
@@ -116,7 +119,9 @@ def check_name(target: Any) -> None:
         )
 
 
-def fit_steps(steps: Iterable[Step], target: TargetName) -> tuple[Step, ...]:
+def fit_steps(
+    steps: Iterable["Step"], target: TargetName
+) -> tuple["Step", ...]:
     """Makes a plan's steps such as a target can run.
 
     Args:
@@ -147,7 +152,7 @@ def fit_steps(steps: Iterable[Step], target: TargetName) -> tuple[Step, ...]:
     return tuple(fitted)
 
 
-def _reason(step: Step, runtime: Target) -> str:
+def _reason(step: "Step", runtime: Target) -> str:
     """Why a step cannot run on a target; none if it can."""
     if not step.bits:
         return "is left in float"

@@ -1,6 +1,6 @@
 r"""Compares ways of post-training quantization on networks trained in earnest.
 
-    python tools/benchmarks/quantization_trained.py \
+    python -m tools.benchmarks.quantization_trained \
         --cifar10 cifar10/ --photos imagenet_samples.tar.xz \
         --output results/quantization_trained.csv
 
@@ -18,8 +18,9 @@ import tempfile
 from typing import Any
 
 import numpy as np
-from quantization import convert_with_converter
-from quantization import count_requantizations
+
+from tools.benchmarks.quantization import convert_with_converter
+from tools.benchmarks.quantization import count_requantizations
 
 CALIBRATION = 200
 WAYS: dict[str, dict[str, Any] | None] = {
