@@ -80,7 +80,7 @@ def trace(
     _check_traceable(model)
     own = [tuple(x.shape) for x in model.inputs]
     shapes = own if input_shapes is None else [tuple(s) for s in input_shapes]
-    if not _fits(shapes, own):
+    if not fits(shapes, own):
         raise ValueError(
             f"`input_shapes` must fit the model's inputs, of shapes {own}. "
             f"Received: input_shapes={shapes}"
@@ -92,6 +92,48 @@ def trace(
     tracer = _Tracer(opens, expressions or {})
     outputs = tracer.trace_model(model, inputs)
     return Graph(inputs, _leading_to(outputs, tracer.calls), outputs)
+
+
+def as_functional(model: keras.Model) -> keras.Model:
+    """A functional model of the layers that a subclassed one calls.
+
+    Args:
+        model: any model. A functional or sequential one is given back.
+
+    Raises:
+        ValueError: if a subclassed model was not called yet, so that its
+            inputs are not known, or its `call` does more than Keras can
+            follow.
+    """
+    if _is_traceable(model) or isinstance(model, keras.Sequential):
+        return model
+    config = model.get_build_config()
+    shapes = config.get("input_shape") if config else None
+    if shapes is None:
+        raise ValueError(
+            "`model` must be called once before, if it is a subclass of "
+            "`keras.Model`, so that the shapes of its inputs are known. "
+            f"Received: {model!r}"
+        )
+    inputs = keras.tree.map_shape_structure(
+        lambda shape: keras.Input(shape[1:]), shapes
+    )
+    if isinstance(inputs, dict):
+        inputs = {
+            name: keras.Input(x.shape[1:], name=name)
+            for name, x in inputs.items()
+        }
+    training = "training" in inspect.signature(model.call).parameters
+    arguments = {"training": False} if training else {}
+    try:
+        outputs = model.call(inputs, **arguments)
+        return keras.Model(inputs, outputs, name=model.name)
+    except Exception as error:  # whatever code of others does with symbols
+        raise ValueError(
+            "`model` must consist of Keras's layers and functions, if it is "
+            f"a subclass of `keras.Model`. Received: {model!r}, whose `call` "
+            f"cannot be followed: {error}"
+        ) from error
 
 
 def _leading_to(
@@ -107,7 +149,8 @@ def _leading_to(
     return kept[::-1]
 
 
-def _fits(shapes: list[tuple], own: list[tuple]) -> bool:
+def fits(shapes: list[tuple], own: list[tuple]) -> bool:
+    """Whether shapes are those of a model's inputs, where these have sizes."""
     return len(shapes) == len(own) and all(
         len(shape) == len(reference)
         and all(b in (None, a) for a, b in zip(shape, reference, strict=True))

@@ -282,3 +282,85 @@ def test_data_of_two_inputs_of_one_shape_are_told_apart():
         {"b": np.ones((3, 2)), "a": np.zeros((3, 2))}, model
     )
     assert [x.max() for x in found] == [0.0, 1.0]
+
+
+class Subclassed(keras.Model):
+    """Of a vector and an image, in a dict."""
+
+    def __init__(self):
+        super().__init__(name="mine")
+        self.conv = layers.Conv2D(4, 3, activation="relu", name="conv")
+        self.pool = layers.GlobalAveragePooling2D()
+        self.last = layers.Dense(3, name="last")
+
+    def call(self, inputs, training=False):
+        x = self.pool(self.conv(inputs["image"]))
+        return self.last(keras.ops.concatenate([x, inputs["some"]], axis=-1))
+
+
+def test_a_subclassed_model_is_followed(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = Subclassed()
+    with pytest.raises(ValueError, match="`model` must be called once"):
+        quantization.quantize_aware(model, {})
+    rng = np.random.default_rng(0)
+    data = {"image": uniform(count=20), "some": rng.random((20, 2))}
+    wanted = keras.ops.convert_to_numpy(model(data))
+    quantized = quantization.quantize_aware(model, data)
+    assert quantized.name == "mine"
+    assert decibels(wanted, quantized.predict(data, verbose=0)) > 30
+    kernel = quantized.get_layer("last").layer.kernel
+    kernel.assign(kernel * 2)
+    finished, _ = quantization.finish(quantized, model)
+    assert finished.get_layer("last").kernel.numpy() == pytest.approx(
+        2 * model.last.kernel.numpy()
+    )
+
+
+class Branching(keras.Model):
+    def call(self, x):
+        return x if float(keras.ops.sum(x)) > 0 else -x
+
+
+def test_a_subclassed_model_that_cannot_be_followed_is_refused():
+    model = Branching()
+    model(np.ones((1, *SHAPE)))
+    with pytest.raises(ValueError, match=r"`model` .* cannot be followed"):
+        quantization.quantize_aware(model, uniform())
+
+
+@pytest.fixture(scope="module")
+def any_size():
+    image = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 3, activation="relu", name="conv")(image)
+    return keras.Model(image, layers.Conv2D(2, 1, name="last")(x))
+
+
+def test_a_model_of_any_size_gets_one(any_size, tmp_path):
+    with pytest.raises(ValueError, match="`input_shape` give one"):
+        quantization.quantize_aware(any_size, uniform())
+    path = quantization.quantize_post_training(
+        any_size, uniform(), tmp_path / "m.tflite", input_shape=SHAPE
+    )
+    wanted = any_size.predict(uniform(), verbose=0)
+    assert decibels(wanted, LiteRTModel(path).predict(uniform())) > 30
+    assert quantization.report(any_size, path, uniform()).sqnr > 30
+    quantized = quantization.quantize_aware(
+        any_size, uniform(), input_shape=list(SHAPE)
+    )
+    finished, _ = quantization.finish(quantized, any_size)
+    assert finished.inputs[0].shape == (None, None, None, 3)
+    assert np.allclose(finished(uniform()), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape", [6, (6, 6), (6, 6, 4), (0, 6, 3), (6.5, 6, 3), [SHAPE, SHAPE]]
+)
+def test_a_size_that_does_not_fit_is_refused(any_size, shape):
+    with pytest.raises(ValueError, match=r"`input_shape` must fit.*Received"):
+        quantization.quantize_aware(any_size, uniform(), input_shape=shape)
+
+
+def test_calibration_data_of_another_size_are_refused(any_size):
+    with pytest.raises(ValueError, match=r"`calibration_data` .*\(n, 8, 8, 3"):
+        quantization.quantize_aware(any_size, uniform(), input_shape=(8, 8, 3))

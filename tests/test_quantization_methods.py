@@ -70,7 +70,20 @@ def test_the_least_error_cuts_off_what_is_rare():
 def test_without_values_limits_stay(counts, low, high):
     histogram = (np.full(2048, counts), low, high)
     observed = estimation.Observed({}, {"x": histogram}, {})
-    assert estimation.estimate(observed, "mse") == {"x": (low, high)}
+    for estimator in ("mse", "percentile"):
+        found = estimation.estimate(observed, estimator)
+        assert found == {"x": (low, high)}
+
+
+def test_a_percentile_cuts_off_one_in_a_hundred_thousand():
+    values = np.linspace(-1.0, 1.0, 1_000_000)
+    values[:9], values[-12:] = -4.0, 4.0
+    counts, _ = np.histogram(values, 2048, (-4.0, 4.0))
+    observed = estimation.Observed({}, {"x": (counts, -4.0, 4.0)}, {})
+    low, high = estimation.estimate(observed, "percentile")["x"]
+    # Ten at either end may be cut off: these nine, and none of those twelve.
+    assert low == pytest.approx(-1.0, abs=8 / 2048)
+    assert high == 4.0
 
 
 def test_means_are_those_of_the_inputs(model, data, observed):

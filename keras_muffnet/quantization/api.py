@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Range = tuple[float, float]
+Shape = tuple[int, ...]
 Engine = Literal["tfmot", "keras"]
 
 
@@ -57,6 +58,7 @@ def quantize_aware(
     calibration_data: Any,
     *,
     engine: Engine = "keras",
+    input_shape: Shape | Sequence[Shape] | None = None,
     input_range: Range | None = None,
     float_layers: Iterable[str] | Literal["unknown"] = (),
     weight_bits: Mapping[str, int] | None = None,
@@ -78,8 +80,9 @@ def quantize_aware(
     `convert` leaves it out of the file unless asked for.
 
     Args:
-        model: a trained functional or sequential Keras 3 model of one input, a
-            batch of channels-last images of fixed size.
+        model: a trained Keras 3 model, functional or sequential; or a subclass
+            that was called before and whose `call` consists of Keras's layers
+            and functions. It may have several inputs.
         calibration_data: some hundreds of examples of the training split,
             scaled as the model wants them, in any form that `predict` takes:
             an array `(n, height, width, channels)` of any numbers, a list or
@@ -88,6 +91,9 @@ def quantize_aware(
             batches, with labels or not. Of batches the first 1,000 examples
             are read. Or the ranges that `finish` gave.
         engine: "keras" or "tfmot"; see `keras_muffnet.quantization`.
+        input_shape: size of the images, `(height, width, channels)`, for a
+            model that takes several sizes; of several inputs a list of those
+            of each. None takes the model's own.
         input_range: lowest and highest value of the scaled images. None takes
             that of a common scaling, (0, 1), (0, 255), (-1, 1) or that of
             `keras_muffnet.preprocess_input`, where the data nearly fill it,
@@ -106,7 +112,8 @@ def quantize_aware(
             dense kernel, there is one.
         range_estimator: how the ranges of activations are found. "min-max"
             covers what batches of 100 examples need in the mean; "mse" has the
-            least mean squared error, so that rare large values are cut off.
+            least mean squared error, so that rare large values are cut off;
+            "percentile" cuts off the 1e-5 lowest and highest.
 
     Returns:
         A `keras.Model` or, with engine "tfmot", a `tf_keras.Model`, not
@@ -123,6 +130,7 @@ def quantize_aware(
         model,
         calibration_data,
         engine=engine,
+        input_shape=input_shape,
         input_range=input_range,
         target=target,
         range_estimator=range_estimator,
@@ -138,6 +146,7 @@ def _quantize(
     calibration_data: Any,
     *,
     engine: Engine,
+    input_shape: Shape | Sequence[Shape] | None,
     input_range: Range | None,
     target: TargetName,
     range_estimator: "Estimator",
@@ -152,14 +161,16 @@ def _quantize(
         raise ValueError(
             f"`engine` must be 'keras' or 'tfmot'. Received: engine={engine!r}"
         )
-    if range_estimator not in ("min-max", "mse"):
+    if range_estimator not in ("min-max", "percentile", "mse"):
         raise ValueError(
-            "`range_estimator` must be 'min-max' or 'mse'. "
+            "`range_estimator` must be 'min-max', 'percentile' or 'mse'. "
             f"Received: range_estimator={range_estimator!r}"
         )
-    _check_is_keras_3(model)
     targets.check_name(target)
-    planned = plan_quantization(model, **settings)
+    model = _functional(model)
+    planned = plan_quantization(
+        model, input_shapes=_checked_shapes(input_shape, model), **settings
+    )
     planned = planned._replace(steps=targets.fit_steps(planned.steps, target))
     foreign = {s.sources[0]: 0 for s in planned.steps if s.kind == "Foreign"}
     if engine == "tfmot" and foreign:
@@ -178,7 +189,9 @@ def _quantize(
             )
         found = _checked_ranges(calibration_data, planned)
     else:
-        data = calibration.read_data(calibration_data, model)
+        data = calibration.read_data(
+            calibration_data, model, shapes=planned.input_shapes
+        )
         limits = calibration.input_limits(data, model, input_range)
         estimation = load_module("estimation")
         if range_estimator == "min-max" and not bias_correction:
@@ -205,6 +218,7 @@ def quantize_post_training(
     calibration_data: Any,
     path: str | os.PathLike[str],
     *,
+    input_shape: Shape | Sequence[Shape] | None = None,
     input_range: Range | None = None,
     float_layers: Iterable[str] | Literal["unknown"] = (),
     weight_bits: Mapping[str, int] | None = None,
@@ -227,6 +241,7 @@ def quantize_post_training(
         model: see `quantize_aware`.
         calibration_data: images; see `quantize_aware`.
         path: where to write, ending in `.tflite`.
+        input_shape: see `quantize_aware`.
         input_range: see `quantize_aware`.
         float_layers: see `quantize_aware`.
         weight_bits: see `quantize_aware`.
@@ -252,6 +267,7 @@ def quantize_post_training(
         model,
         calibration_data,
         engine="keras",
+        input_shape=input_shape,
         input_range=input_range,
         target=target,
         range_estimator=range_estimator,
@@ -302,8 +318,7 @@ def prune(model: "keras.Model", sparsity: float, steps: int) -> Any:
             f"Received: {sparsity!r}"
         )
     positive_integer("steps", steps)
-    _check_is_keras_3(model)
-    planned = plan.plan_quantization(model)
+    planned = plan.plan_quantization(_functional(model))
     return load_module("tfmot_engine").build_prunable(planned, sparsity, steps)
 
 
@@ -335,8 +350,7 @@ def cluster(model: "keras.Model", clusters: int) -> Any:
         raise ValueError(
             f"`clusters` must be at least 2. Received: {clusters!r}"
         )
-    _check_is_keras_3(model)
-    planned = plan.plan_quantization(model)
+    planned = plan.plan_quantization(_functional(model))
     return load_module("tfmot_engine").build_clusterable(planned, clusters)
 
 
@@ -350,11 +364,13 @@ def finish(quantized_model: Any, model: "keras.Model") -> Finished:
 
     Returns:
         The float model and its ranges, of which a model that was not quantized
-        has none.
+        has none. In place of a subclassed model it is a functional one of the
+        same layers.
 
     Raises:
         ValueError: if the two do not belong together.
     """
+    model = _functional(model)
     return Finished(*load_module("weights").finish(quantized_model, model))
 
 
@@ -396,14 +412,47 @@ def report(
         ImportError: if the packages for quantization, or for a picture
             matplotlib, are not installed.
     """
+    model = _functional(model)
     return load_module("reporting").report(model, tflite, data, picture)
 
 
-def _check_is_keras_3(model: Any) -> None:
+def _checked_shapes(given: Any, model: Any) -> list[Shape] | None:
+    """A size for each input."""
+    if given is None:
+        return None
+    own = [tuple(x.shape[1:]) for x in model.inputs]
+    try:
+        several = all(isinstance(x, (tuple, list)) for x in given)
+        shapes = [tuple(x) for x in given] if several else [tuple(given)]
+    except TypeError:
+        shapes = []
+    fits = len(shapes) == len(own) and all(
+        len(shape) == len(wanted)
+        and all(
+            isinstance(size, numbers.Integral)
+            and int(size) > 0
+            and known in (None, size)
+            for size, known in zip(shape, wanted, strict=True)
+        )
+        for shape, wanted in zip(shapes, own, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            "`input_shape` must fit the model's inputs, of shape "
+            f"{', '.join(map(str, own))} without the batch axis. "
+            f"Received: input_shape={given!r}"
+        )
+    return [tuple(map(int, shape)) for shape in shapes]
+
+
+def _functional(model: Any) -> Any:
+    """The model, if it is one of Keras 3, with its calls to be followed."""
     import keras
 
+    from keras_muffnet.graph import as_functional
+
     if isinstance(model, keras.Model):
-        return
+        return as_functional(model)
     kind = type(model)
     old = any(c.__module__.startswith("tf_keras.") for c in kind.__mro__)
     raise ValueError(

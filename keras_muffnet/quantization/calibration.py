@@ -33,7 +33,10 @@ _MOST = 1000
 
 
 def read_data(
-    data: Any, model: Any, argument: str = "calibration_data"
+    data: Any,
+    model: Any,
+    argument: str = "calibration_data",
+    shapes: Sequence[Sequence[int | None]] | None = None,
 ) -> list[np.ndarray]:
     """Reads what `predict` takes as arrays.
 
@@ -44,6 +47,8 @@ def read_data(
             PyTorch or a generator. Of batches the first 1,000 examples.
         model: the model that takes them.
         argument: what error messages call the data.
+        shapes: sizes of the inputs, without the batch axis, in place of the
+            model's own.
 
     Returns:
         For each of the model's inputs a float32 array `(n, ...)`.
@@ -53,7 +58,8 @@ def read_data(
             finite.
     """
     names = [x.name for x in model.inputs]
-    shapes = [tuple(x.shape[1:]) for x in model.inputs]
+    if shapes is None:
+        shapes = [tuple(x.shape[1:]) for x in model.inputs]
     if _is_structure(data):
         batches = [_arranged(data, names, argument)]
     else:

@@ -17,7 +17,7 @@ from keras_muffnet.quantization.ranges import LEAST_WEIGHT
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
 
-Estimator = Literal["min-max", "mse"]
+Estimator = Literal["min-max", "percentile", "mse"]
 
 _BINS = 2048
 # Of each tensor and example; more change no limit.
@@ -25,6 +25,8 @@ _SAMPLED = 20_000
 _BATCH = 8
 # The limits tried, as shares of the greatest that was found.
 _SHARES = np.linspace(0.3, 1.0, 71)
+# The share of values that "percentile" cuts off at either end.
+_CUT_OFF = 1e-5
 
 
 class Observed(NamedTuple):
@@ -92,19 +94,32 @@ def observe(plan: Plan, arrays: Sequence[np.ndarray]) -> Observed:
 
 
 def estimate(observed: Observed, estimator: Estimator) -> dict[str, Range]:
-    """What each step's output needs, by one of two rules.
+    """What each step's output needs, by one of three rules.
 
     Args:
         observed: what the float model does.
-        estimator: "min-max" covers nearly all values; "mse" has the least mean
-            squared error of all values, of those cut off and those rounded.
+        estimator: "min-max" covers nearly all values; "percentile" leaves out
+            the 1e-5 lowest and highest; "mse" has the least mean squared error
+            of all values, of those cut off and those rounded.
     """
     if estimator == "min-max":
         return observed.limits
+    rule = _percentile if estimator == "percentile" else _least_error
     return {
-        name: _least_error(*histogram)
+        name: rule(*histogram)
         for name, histogram in observed.histograms.items()
     }
+
+
+def _percentile(counts: np.ndarray, low: float, high: float) -> Range:
+    total = counts.sum()
+    if not (np.isfinite([low, high]).all() and total):
+        return low, high
+    below = np.cumsum(counts) / total
+    first = int(np.searchsorted(below, _CUT_OFF))
+    last = int(np.searchsorted(below, 1 - _CUT_OFF)) + 1
+    edges = np.linspace(low, high, _BINS + 1)
+    return float(min(edges[first], 0.0)), float(max(edges[last], 0.0))
 
 
 def _least_error(counts: np.ndarray, low: float, high: float) -> Range:

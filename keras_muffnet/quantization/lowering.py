@@ -56,11 +56,12 @@ def lower(
     """
     warns = isinstance(float_layers, str) and float_layers == UNKNOWN
     named = set() if warns else {*float_layers}
+    batches: list[tuple[int | None, ...]] | None = None
     if input_shapes is not None:
-        input_shapes = [(None, *shape) for shape in input_shapes]
+        batches = [(None, *shape) for shape in input_shapes]
     graph = trace(
         model,
-        input_shapes,
+        batches,
         opens=lambda x: is_unknown(x) and x.name not in named,
         expressions=EXPRESSIONS,
     )
@@ -69,7 +70,8 @@ def lower(
         if not shape or None in shape:
             raise ValueError(
                 "`model` must take inputs of one size, such as (height, width, "
-                f"channels). Received: a model with input shape {shape}"
+                "channels), or `input_shape` give one. Received: a model with "
+                f"input shape {shape}"
             )
     writer = Writer(graph, RULES, named, warns or keeps_unknown)
     steps, outputs = writer.write()

@@ -179,10 +179,14 @@ def report(
     picture: str | os.PathLike[str] | None,
 ) -> Report:
     """Does what `keras_muffnet.quantization.report` says."""
+    arrays = read_data(data, model, "data")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that say what is in float
-        plan = plan_quantization(model, float_layers="unknown")
-    arrays = read_data(data, model, "data")
+        plan = plan_quantization(
+            model,
+            float_layers="unknown",
+            input_shapes=[x.shape[1:] for x in arrays],
+        )
     file = _open(tflite, [x.shape[1:] for x in arrays], len(plan.outputs))
 
     # The float values of all quantized outputs, and of the model's.

@@ -405,11 +405,12 @@ def _build(plan: Plan, wrap: Wrap, quantized: bool) -> tf_keras.Model:
             return made[step.layer_name](x)
         name = step.layer_name if is_kernel else step.name
         settings = layer_settings(step, quantized and step.range is not None)
+        layer: tf_keras.layers.Layer
         if step.kind in OPERATIONS:
             layer = Operation(step.kind, settings, name=name)
         else:
-            layer = _KINDS.get(step.kind) or getattr(tf_keras.layers, step.kind)
-            layer = layer(name=name, **settings)
+            kind = _KINDS.get(step.kind) or getattr(tf_keras.layers, step.kind)
+            layer = kind(name=name, **settings)
         if is_kernel:
             layer.build(x.shape)
             layer.set_weights(step.weights)

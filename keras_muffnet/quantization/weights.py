@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_muffnet.folding import norm_line
+from keras_muffnet.graph import fits
 from keras_muffnet.quantization._modules import load_module
 from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.steps import FOREIGN
@@ -51,10 +52,17 @@ def finish(
     kept = [
         name.removesuffix("_kept") for name in trained if name.endswith("_kept")
     ]
-    layers = lower(copy, None, kept, keeps_unknown=True).layers
+    shapes = [tuple(x.shape[1:]) for x in quantized_model.inputs]
+    own = [tuple(x.shape[1:]) for x in model.inputs]
+    if not fits(shapes, own):
+        raise ValueError(
+            "`quantized_model` must be made of `model`, whose inputs have "
+            f"shapes {own}. Received: a model of inputs of shapes {shapes}"
+        )
+    layers = lower(copy, shapes, kept, keeps_unknown=True).layers
     ranges = read_ranges(quantized_model)
     done = set()
-    for step in lower(model, None, kept, keeps_unknown=True).steps:
+    for step in lower(model, shapes, kept, keeps_unknown=True).steps:
         if step.kind == FOREIGN and f"{step.sources[0]}_kept" in trained:
             trained_layer = trained[f"{step.sources[0]}_kept"]
             layers[step.sources[0]].set_weights(trained_layer.get_weights())

@@ -109,8 +109,10 @@ def load_photos(
         step = len(names) / (limit or len(names))
         for number in range(limit or len(names)):
             label = int(number * step)
-            file = tar.extractfile(names[label])
-            image = Image.open(file).convert("RGB")
+            content = tar.extractfile(names[label])
+            if content is None:
+                raise ValueError(f"{names[label]!r} in {archive} is no file")
+            image = Image.open(content).convert("RGB")
             left = (image.width - _SIZE) // 2
             top = (image.height - _SIZE) // 2
             box = (left, top, left + _SIZE, top + _SIZE)

@@ -4,12 +4,12 @@
         --output results/quantization_coverage.csv
 
 Each of the networks in `quantization_networks.py`, of random weights, is made
-an int8 file in four ways: by TensorFlow's converter, without training, and
-trained for a step under fake quantization by either engine. The table has the
-signal-to-quantization-noise ratio of each file's outputs, in dB, on inputs that
-no range was found on, and the number of its operations in float. Half an hour
-on an idle CPU core. Interrupted, the same command resumes with the next one;
-`--only` takes a few of them.
+an int8 file in four ways: by TensorFlow's converter, with the ranges of
+`quantize_aware` and no training, and trained for a step under fake quantization
+by either engine. The table has the signal-to-quantization-noise ratio of each
+file's outputs, in dB, on inputs that no range was found on, and the number of
+its operations in float. Half an hour on an idle CPU core. Interrupted, the same
+command resumes with the next one; `--only` takes a few of them.
 """
 
 import argparse
@@ -145,8 +145,9 @@ def _by_package(model: Any, data: list[np.ndarray], way: str) -> bytes:
     from keras_muffnet import quantization
 
     x = data if len(data) > 1 else data[0]
-    engine = "tfmot" if way == "tfmot" else "keras"
-    quantized = quantization.quantize_aware(model, x, engine=engine)
+    quantized = quantization.quantize_aware(
+        model, x, engine="tfmot" if way == "tfmot" else "keras"
+    )
     if way != "post_training":
         # The float model's own outputs: the weights have little to learn.
         y = model(x, training=False)

@@ -26,6 +26,7 @@ CALIBRATION = 200
 WAYS: dict[str, dict[str, Any] | None] = {
     "default": {},
     "no bias correction": {"bias_correction": False},
+    "percentile": {"range_estimator": "percentile"},
     "min-max": {"bias_correction": False, "range_estimator": "min-max"},
     "converter": None,
 }

@@ -213,7 +213,8 @@ def _matmul(w: Writer, *inputs: int) -> int:
         return matmul_constant(w, inputs[0], second)
     if len(w.shape()) != 4:
         w.refuse("must be of two tensors of 3 or 4 axes")
-    return matrices(w, *inputs)
+    x, y = inputs
+    return matrices(w, x, y)
 
 
 def _dot(w: Writer, x: int, y: int) -> int:

@@ -10,7 +10,7 @@ from keras_muffnet.quantization.rules.activations import activate
 from keras_muffnet.quantization.writer import Rules
 from keras_muffnet.quantization.writer import Writer
 
-_ONE = {
+_ONE: dict[str, Any] = {
     "kernel_size": (1, 1),
     "strides": (1, 1),
     "padding": "valid",

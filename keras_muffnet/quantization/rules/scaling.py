@@ -43,8 +43,14 @@ def affine(
         arrays = [
             np.broadcast_to(v.reshape(-1), (count,)) for v in (scale, offset)
         ]
-        settings = {"rank": len(shape), "is_norm": is_norm}
-        return w.add("Affine", x, part=part, weights=arrays, **settings)
+        return w.add(
+            "Affine",
+            x,
+            part=part,
+            weights=arrays,
+            rank=len(shape),
+            is_norm=is_norm,
+        )
     if not (scale == 1).all():
         x = w.add("Multiply", x, w.constant(per_example(w, scale, shape)))
     if offset.any():

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,11 +128,11 @@ def _tiled(w: Writer, x: int, repeats: Sequence[int]) -> int:
 
 
 def gather(
-    w: Writer, x: int, indices: Sequence[int], axis: int, part: str = ""
+    w: Writer, x: int, indices: Iterable[int], axis: int, part: str = ""
 ) -> int:
     """Writes a choice of places on an axis."""
-    indices = tuple(map(int, indices))
-    return w.add("Gather", x, part=part, indices=indices, axis=axis)
+    places = tuple(map(int, indices))
+    return w.add("Gather", x, part=part, indices=places, axis=axis)
 
 
 def _repeat(w: Writer, x: int) -> int:
@@ -227,7 +228,7 @@ def _slice(
     rank = len(w.input_shape())
     if axis == rank - 1:
         return w.add("ChannelSlice", x, part=part, start=start, stop=stop)
-    key = [[None, None, None]] * rank
+    key: list[list[int | None]] = [[None, None, None]] * rank
     key[axis] = [int(start), int(stop), 1]
     return w.add("Slice", x, part=part, key=key[1:])
 
@@ -248,7 +249,7 @@ def _get_item(w: Writer, x: int) -> int:
     key += [_WHOLE] * (len(shape) - len(key))
     if key[0] != _WHOLE:
         w.refuse("must leave the batch axis alone")
-    taken = []
+    taken: list[list[int | None]] = []
     for k, size in zip(key[1:], shape[1:], strict=True):
         if k == _WHOLE:
             taken.append([None, None, None])
