@@ -364,3 +364,45 @@ def test_a_size_that_does_not_fit_is_refused(any_size, shape):
 def test_calibration_data_of_another_size_are_refused(any_size):
     with pytest.raises(ValueError, match=r"`calibration_data` .*\(n, 8, 8, 3"):
         quantization.quantize_aware(any_size, uniform(), input_shape=(8, 8, 3))
+
+
+def regularized(x):
+    l2 = keras.regularizers.L2(0.5)
+    x = layers.Conv2D(4, 1, kernel_regularizer=l2, name="first")(x)
+    x = layers.BatchNormalization(beta_regularizer=l2, name="norm")(x)
+    x = layers.DepthwiseConv2D(2, depthwise_regularizer=l2, name="second")(x)
+    x = layers.BatchNormalization(name="norm2")(x)
+    return layers.Dense(
+        2,
+        kernel_regularizer=keras.regularizers.L1(0.25),
+        bias_regularizer=l2,
+        kernel_constraint=keras.constraints.MaxNorm(0.5),
+        name="last",
+    )(layers.Flatten()(x))
+
+
+def test_regularizers_and_constraints_are_kept(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = network(regularized)
+    for name in ("norm", "norm2"):
+        norm = model.get_layer(name)
+        gamma = np.linspace(0.5, 2, norm.gamma.shape[0])
+        norm.gamma.assign(gamma)
+    model.get_layer("norm").beta.assign(np.zeros(4))
+    model.get_layer("conv").kernel_constraint = keras.constraints.NonNeg()
+    with pytest.warns(UserWarning, match=r"norm.beta_regularizer$"):
+        quantized = quantization.quantize_aware(model, uniform())
+    wanted = float(keras.ops.sum(keras.ops.stack(model.losses)))
+    assert float(keras.ops.sum(keras.ops.stack(quantized.losses))) == (
+        pytest.approx(wanted, rel=1e-4)
+    )
+    quantized.compile(keras.optimizers.SGD(0.1), "mse")
+    quantized.fit(uniform(), np.ones((100, 2)), epochs=1, verbose=0)
+    last = quantized.get_layer("last").layer.kernel.numpy()
+    assert np.linalg.norm(last, axis=0).max() <= 0.5 + 1e-5
+    assert quantized.get_layer("conv").layer.kernel.numpy().min() >= 0
+    quantized.save(tmp_path / "m.keras")
+    loaded = quantization.load(tmp_path / "m.keras")
+    assert np.allclose(
+        np.sum(loaded.losses), np.sum(quantized.losses), rtol=1e-5
+    )

@@ -217,7 +217,11 @@ def export(model: Any, output: pathlib.Path) -> None:
 
 
 def quantize(train: Any, test: Any, output: pathlib.Path) -> dict[str, Any]:
-    """Runs `muffnet quantize`, in a process of its own as tfmot wants."""
+    """Runs `muffnet quantize`, by its default engine.
+
+    That is Keras: it needs no second Keras, agrees with tfmot to the last
+    level, and trains on JAX and PyTorch too.
+    """
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:

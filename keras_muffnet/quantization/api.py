@@ -3,6 +3,7 @@
 import numbers
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -77,7 +78,9 @@ def quantize_aware(
     The copy has the model's name, the names and the structure of its outputs,
     and its layers that are not trained; so it is compiled with the same losses
     and metrics. A softmax that the model ends in stays in training, in float;
-    `convert` leaves it out of the file unless asked for.
+    `convert` leaves it out of the file unless asked for. Regularizers and
+    constraints of kernels stay, as if nothing were multiplied into these; a
+    warning names those that have no place any more.
 
     Args:
         model: a trained Keras 3 model, functional or sequential; or a subclass
@@ -135,6 +138,7 @@ def quantize_aware(
         target=target,
         range_estimator=range_estimator,
         bias_correction=False,
+        trains=True,
         float_layers=float_layers,
         weight_bits=weight_bits,
         per_channel=per_channel,
@@ -151,6 +155,7 @@ def _quantize(
     target: TargetName,
     range_estimator: "Estimator",
     bias_correction: bool,
+    trains: bool,
     **settings: Any,
 ) -> Any:
     """Plans, calibrates and builds; the settings are the plan's."""
@@ -179,6 +184,8 @@ def _quantize(
             f"float for want of a rule: {', '.join(foreign)}. "
             "Received: engine='tfmot'"
         )
+    if trains:
+        _warn_of_lost(planned, engine)
     build = load_module(f"{engine}_engine").build
     inputs = [step.name for step in planned.steps[: len(model.inputs)]]
     if _are_ranges(calibration_data):
@@ -204,6 +211,23 @@ def _quantize(
                 planned = estimation.correct_biases(planned, observed.means)
         found.update(zip(inputs, limits, strict=True))
     return build(planned, find_ranges(planned, found, found[inputs[0]]))
+
+
+def _warn_of_lost(planned: Any, engine: Engine) -> None:
+    """Says what of the float model's training does not go on."""
+    lost = [*planned.lost]
+    if engine == "tfmot":
+        lost += [
+            f"{step.sources[0]}.{name}"
+            for step in planned.steps
+            for name in step.penalties
+        ]
+    if lost:
+        warnings.warn(
+            "These regularizers and constraints have no place in the model "
+            f"that is quantized: {', '.join(dict.fromkeys(lost))}",
+            stacklevel=4,
+        )
 
 
 def _are_ranges(data: Any) -> bool:
@@ -272,6 +296,7 @@ def quantize_post_training(
         target=target,
         range_estimator=range_estimator,
         bias_correction=bias_correction,
+        trains=False,
         float_layers=float_layers,
         weight_bits=weight_bits,
         per_channel=per_channel,

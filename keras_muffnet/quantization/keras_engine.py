@@ -459,7 +459,8 @@ def _make_layer(
         layer = Operation(step.kind, settings, name=name, dtype="float32")
     else:
         kind = _KINDS.get(step.kind) or getattr(layers, step.kind)
-        layer = kind(name=name, dtype="float32", **settings)
+        penalties = {} if ranges is None else step.penalties
+        layer = kind(name=name, dtype="float32", **settings, **penalties)
     if ranges is None or not (is_kernel or output_range):
         return layer
     return FakeQuantized(

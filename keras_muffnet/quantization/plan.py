@@ -27,6 +27,7 @@ from keras_muffnet.quantization.ends import Ends
 from keras_muffnet.quantization.ends import read_ends
 from keras_muffnet.quantization.lowering import UNKNOWN
 from keras_muffnet.quantization.lowering import lower
+from keras_muffnet.quantization.penalties import add_penalties
 from keras_muffnet.quantization.steps import FOREIGN
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Rewriting
@@ -78,6 +79,7 @@ class Plan(NamedTuple):
             The first range is the input's.
         fixed: for each range its limits, where they are known beforehand.
         ends: names of the model's inputs and outputs, and the latter's order.
+        lost: the regularizers and constraints that no step has.
     """
 
     input_shapes: tuple[tuple[int, ...], ...]
@@ -86,6 +88,7 @@ class Plan(NamedTuple):
     ranges: tuple[tuple[str, ...], ...]
     fixed: tuple[Range | None, ...]
     ends: Ends
+    lost: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -150,6 +153,7 @@ def plan_quantization(
         )
         for step in lowered.steps
     ]
+    steps, lost = add_penalties(steps, lowered.layers)
     steps, outputs = _with_barriers(steps, lowered.outputs)
     steps = _untied(steps, outputs)
     moving = _MOVING if share_ranges else tuple({*_MOVING} - {"Concatenate"})
@@ -192,6 +196,7 @@ def plan_quantization(
                 if lowered.steps[number - 1].kind == FOREIGN
             },
         ),
+        tuple(lost),
     )
 
 

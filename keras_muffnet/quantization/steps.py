@@ -44,6 +44,7 @@ class Step(NamedTuple):
         trainable: False for weights that no kernel of the model became, and
             for those of a layer that is not trained.
         per_channel: whether the kernel's output channels have a range each.
+        penalties: regularizers and constraints by the name of the argument.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Step(NamedTuple):
     bits: int = 8
     trainable: bool = True
     per_channel: bool = True
+    penalties: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
