@@ -1,5 +1,7 @@
 """Layers that no rule fits: refused at once, left in float, or given a rule."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -61,7 +63,8 @@ def test_all_that_cannot_be_quantized_is_named_at_once():
         plan_quantization(model)
     message = str(caught.value)
     assert "layer 'odd' (Opaque) is of none of the known kinds; " in message
-    assert "'sin' (Sin) is of none of the known kinds" in message
+    # Functions are numbered over the process.
+    assert re.search(r"'sin\w*' \(Sin\) is of none of the known", message)
     assert "`float_layers`" in message
     assert "`register_rule`" in message
 
