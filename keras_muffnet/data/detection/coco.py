@@ -216,7 +216,8 @@ def open_coco(
                 return longer[0], files[longer[0]]
         raise ValueError(
             f"`split` must be of {sorted(files)} or start one of them alone, "
-            f"for {name!r} (or pass validation_split). Received: "
+            f"for {name!r}; validation_split (--validation-split) takes a part "
+            "of the training images as 'val'. Received: "
             f"split={split!r}"
         )
 

@@ -229,7 +229,8 @@ def open_voc(
             if part not in lists:
                 raise ValueError(
                     f"`split` must be of {sorted(lists)}, or several joined by "
-                    f"'+', for {path!r} (or pass validation_split). Received: "
+                    f"'+', for {path!r}; validation_split (--validation-split) "
+                    "takes a part of the training images as 'val'. Received: "
                     f"split={name!r}"
                 )
             images, annotations, file = lists[part]
