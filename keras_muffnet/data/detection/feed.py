@@ -436,7 +436,7 @@ def make_detection_feed(
         _scanned(examples, skip, max_objects, train_difficult, train_crowd)
         for examples in opened
     ]
-    random = [augmentation is not None, False, False][: len(splits)]
+    random = [augmentation is not None, *[False] * len(splits[1:])]
     if cache is None:
         needed = sum(
             3 * math.prod(image.size if whole else size)
@@ -460,9 +460,8 @@ def make_detection_feed(
                 f"{len(split.images)} images without any, and {len(left)} bad "
                 f"ones{first}"
             )
-    train, validation, test = splits[0], splits[-2:][0], splits[-1]
-    if val_split is None:
-        validation = test
+    train, *between, test = splits
+    validation = between[0] if between else test
     if len(train.images) < batch_size:
         raise ValueError(
             "`batch_size` must be at most the number of good training images, "
