@@ -263,6 +263,10 @@ def test_tls(base, tls):
             'server_key: "a" server_cert: "b" client_verify: true',
             "`client_verify` needs a `custom_ca`",
         ),
+        (
+            'server_key: "a" server_cert: "b"',
+            "ssl.config: Expected a key with its certificate",
+        ),
     ],
 )
 def test_ssl_configurations_that_are_refused(tmp_path, text, why):
@@ -270,6 +274,8 @@ def test_ssl_configurations_that_are_refused(tmp_path, text, why):
     file.write_text(text)
     with pytest.raises(ValueError, match=why):
         ModelServer("/m", ssl_config_file=file)
+    with pytest.raises(ValueError, match=why):
+        ModelServer("/m", grpc=GrpcOptions(ssl_config_file=str(file)))
 
 
 def test_services_and_answers_of_gRPC(base, tmp_path):

@@ -7,6 +7,8 @@ Serving's, because its package ships some of them only, and needs TensorFlow.
 import dataclasses
 import os
 import pathlib
+import ssl
+import tempfile
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
@@ -323,7 +325,8 @@ def read_certificate(path: str | os.PathLike[str]) -> Certificate:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no such text proto, or holds no key or certificate.
+        ValueError: It is no such text proto, or holds no key with its
+            certificate.
     """
     config = _read("SSLConfig", path)
     for name in ("server_key", "server_cert"):
@@ -336,12 +339,31 @@ def read_certificate(path: str | os.PathLike[str]) -> Certificate:
             f"{os.fspath(path)}: `client_verify` needs a `custom_ca` in PEM. "
             "Received: ''"
         )
-    return Certificate(
+    certificate = Certificate(
         config.server_key,
         config.server_cert,
         config.custom_ca,
         config.client_verify,
     )
+    try:
+        _check_certificate(certificate)
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"{os.fspath(path)}: Expected a key with its certificate, and "
+            f"authorities, in PEM and without a password. Received: {error}"
+        ) from error
+    return certificate
+
+
+def _check_certificate(certificate: Certificate) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # Python's ssl reads a file only. It would ask the terminal for a password.
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+        file.write(f"{certificate.key}\n{certificate.chain}\n")
+        file.flush()
+        context.load_cert_chain(file.name, password="")
+    if certificate.client_authorities:
+        context.load_verify_locations(cadata=certificate.client_authorities)
 
 
 def _read(kind: str, path: str | os.PathLike[str]) -> Any:

@@ -188,6 +188,9 @@ class ModelServer:
         self._certificate: Certificate | None = None
         if ssl_config_file is not None:
             self._certificate = configuration.read_certificate(ssl_config_file)
+        if grpc.ssl_config_file is not None:
+            # Before models are loaded, which takes a while.
+            configuration.read_certificate(grpc.ssl_config_file)
         self.grpc_port = grpc_port
         self._runtime = runtime
         self._threads = threads or (
