@@ -251,15 +251,19 @@ def scales_pixels(model: "keras.Model") -> bool:
 
     So it is taken to be if the first thing that it does is a
     `keras.layers.Rescaling` or a `keras.layers.Normalization`. All others are
-    taken to want pixels scaled by `preprocess_input`.
+    taken to want pixels scaled by `preprocess_input`, models whose graph is
+    not known too.
 
     Args:
-        model: a functional or sequential model.
+        model: a Keras model.
     """
     import keras
 
     from keras_muffnet.graph import trace
 
-    first = trace(model).calls[0].operation
+    try:
+        first = trace(model).calls[0].operation
+    except ValueError:  # A subclass, with a `call` of its own.
+        return False
     scaling = (keras.layers.Normalization, keras.layers.Rescaling)
     return isinstance(first, scaling)
