@@ -313,9 +313,8 @@ class Plain:
 
         from tools.benchmarks.plain_muffnet import MuffNet
 
-        self.model = MuffNet(recipe.alpha, classes).to(
-            memory_format=torch.channels_last
-        )
+        network: Any = MuffNet(recipe.alpha, classes)
+        self.model = network.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), 1e-3, 0.9, nesterov=recipe.nesterov
         )
@@ -436,4 +435,4 @@ def peak_gpu() -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
