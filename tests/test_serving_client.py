@@ -432,14 +432,14 @@ def test_connections_that_break(fake, kind):
 def test_deadlines(fake, stub, kind):
     fake.answers.append((200, 1.0))
     with (
-        kind(fake.url, "m", timeout=0.05) as client,
+        kind(fake.url, "m", timeout=0.4) as client,
         pytest.raises(ServingError, match="DEADLINE_EXCEEDED"),
     ):
         client.predict({"x": [1.0]})
     assert len(fake.requests) == 1
     stub.delay = 1.0
     with (
-        kind(stub.url, "m", timeout=0.05) as client,
+        kind(stub.url, "m", timeout=0.4) as client,
         pytest.raises(ServingError, match="DEADLINE_EXCEEDED"),
     ):
         client.predict({"x": np.ones((1, 1), np.float32)})
