@@ -248,7 +248,9 @@ def build(plan: Plan, ranges: Sequence[Range] | None = None) -> keras.Model:
     if ranges is None:
         return keras.Model(images, outputs)
     ends = plan.ends
-    borne = ends_to_add(plan)
+    # A name may be that of a layer further inside.
+    used = {layer.name for layer in keras.Model(images, outputs).layers}
+    borne = set(ends_to_add(plan)) - used
     for k, name in enumerate(ends.output_names):
         if name in borne and ends.softmax[k] is not None:
             softmax = FinalSoftmax(ends.softmax[k], name=name, dtype="float32")
