@@ -136,20 +136,7 @@ def test_muffnets_of_the_paper(alpha, digits, tmp_path):
     check(model, digits, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                name == "CondenseNet",
-                reason="the report misses 7 of 33 layers, grouped ones",
-                strict=True,
-            ),
-        )
-        for name in PEERS
-    ],
-)
+@pytest.mark.parametrize("name", PEERS)
 def test_peers(name, digits, tmp_path):
     keras.utils.set_random_seed(0)
     model = getattr(baselines, name)(
