@@ -25,6 +25,8 @@ from keras_muffnet.model_server.options import LoadOptions
 from keras_muffnet.model_server.servable import Servable
 from keras_muffnet.model_server.servable import Signature
 
+_LOOPS = frozenset({"While", "StatelessWhile", "LoopCond"})
+
 # Where in the graph an error arose; TensorFlow Serving's errors do not say it.
 _FUNCTION_NODE = re.compile(r"\{\{function_node [^}]*\}\} ?")
 
@@ -54,9 +56,8 @@ def load_saved_model(
     Raises:
         ValueError: The folder holds no SavedModel with these tags.
     """
-    session = tf.compat.v1.Session(
-        graph=tf.Graph(), config=_session_config(options)
-    )
+    session_config = _session_config(options)
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=session_config)
     try:
         with session.graph.as_default():
             meta_graph = tf.compat.v1.saved_model.load(
@@ -64,7 +65,12 @@ def load_saved_model(
             )
         signatures = {
             key: _make_signature(
-                session, meta_graph.graph_def, signature_def, batcher, metrics
+                session,
+                meta_graph.graph_def,
+                signature_def,
+                batcher,
+                metrics,
+                in_caller=not _sets_inter_op_threads(session_config),
             )
             for key, signature_def in meta_graph.signature_def.items()
             # What has no outputs either is an initializer, which has run.
@@ -117,12 +123,21 @@ def _session_config(options: LoadOptions) -> config_pb2.ConfigProto:
     return config
 
 
+def _sets_inter_op_threads(config: config_pb2.ConfigProto) -> bool:
+    return bool(
+        config.inter_op_parallelism_threads
+        or config.session_inter_op_thread_pool
+    )
+
+
 def _make_signature(
     session: tf.compat.v1.Session,
     graph_def: GraphDef,
     signature_def: SignatureDef,
     batcher: Batcher | None,
     metrics: Metrics | None,
+    *,
+    in_caller: bool,
 ) -> Signature:
     inputs = dict(sorted(signature_def.inputs.items()))
     outputs = dict(sorted(signature_def.outputs.items()))
@@ -130,6 +145,13 @@ def _make_signature(
         feed=[info.name for info in inputs.values()],
         fetch=[info.name for info in outputs.values()],
     )
+    reached = _reached_operations(graph_def, signature_def)
+    if in_caller and not reached & _LOOPS:
+        # In the thread of the request. Most networks are chains, which gain
+        # nothing from more threads and lose by waking them; an operation uses
+        # all cores all the same. The rounds of a loop, such as the one that
+        # decodes images, are still shared among TensorFlow's threads.
+        options.run_options.inter_op_thread_pool = -1
     # `Session.make_callable` has no public form that takes feeds without
     # checking their shapes.
     run = _wrap(session._make_callable_from_options(options), metrics)
@@ -139,12 +161,12 @@ def _make_signature(
     }
     if batcher is not None and inputs:
         run = batcher.wrap(run)
-    ranks = _fixed_ranks(graph_def, signature_def)
+    ranks = _fixed_ranks(reached, signature_def)
     return Signature(dtypes, tuple(outputs), run, ranks)
 
 
 def _fixed_ranks(
-    graph_def: GraphDef, signature_def: SignatureDef
+    reached: Collection[str], signature_def: SignatureDef
 ) -> dict[str, int]:
     """Returns the ranks of the inputs that must come with that rank.
 
@@ -159,15 +181,15 @@ def _fixed_ranks(
         for name, info in signature_def.inputs.items()
         if not info.tensor_shape.unknown_rank
     }
-    if _reaches_convolution(graph_def, signature_def):
+    if any("Conv" in operation for operation in reached):
         return ranks
     return {name: rank for name, rank in ranks.items() if rank >= 4}
 
 
-def _reaches_convolution(
+def _reached_operations(
     graph_def: GraphDef, signature_def: SignatureDef
-) -> bool:
-    """Returns whether an output is computed by a convolution."""
+) -> set[str]:
+    """Returns the kinds of operations that the outputs are computed by."""
     nodes = {node.name: node for node in graph_def.node}
     bodies = {
         function.signature.name: function.node_def
@@ -175,6 +197,7 @@ def _reaches_convolution(
     }
     names = [info.name for info in signature_def.outputs.values()]
     seen = set()
+    reached = set()
     while names:
         # Of an output "node:0", a control input "^node", or a function.
         name = names.pop().lstrip("^").partition(":")[0]
@@ -182,13 +205,12 @@ def _reaches_convolution(
             continue
         seen.add(name)
         for node in bodies.get(name, [nodes[name]] if name in nodes else []):
-            if "Conv" in node.op:
-                return True
+            reached.add(node.op)
             names.extend(node.input if name in nodes else ())
             for attribute in node.attr.values():
                 called = (attribute.func, *attribute.list.func)
                 names.extend(function.name for function in called)
-    return False
+    return reached
 
 
 def _wrap(
