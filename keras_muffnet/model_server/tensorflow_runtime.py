@@ -25,7 +25,8 @@ from keras_muffnet.model_server.options import LoadOptions
 from keras_muffnet.model_server.servable import Servable
 from keras_muffnet.model_server.servable import Signature
 
-_LOOPS = frozenset({"While", "StatelessWhile", "LoopCond"})
+# Operations that run others, many at a time: loops and data sets.
+_PARALLEL = re.compile("While|LoopCond|Dataset")
 
 # Where in the graph an error arose; TensorFlow Serving's errors do not say it.
 _FUNCTION_NODE = re.compile(r"\{\{function_node [^}]*\}\} ?")
@@ -146,11 +147,11 @@ def _make_signature(
         fetch=[info.name for info in outputs.values()],
     )
     reached = _reached_operations(graph_def, signature_def)
-    if in_caller and not reached & _LOOPS:
+    if in_caller and not any(map(_PARALLEL.search, reached)):
         # In the thread of the request. Most networks are chains, which gain
         # nothing from more threads and lose by waking them; an operation uses
-        # all cores all the same. The rounds of a loop, such as the one that
-        # decodes images, are still shared among TensorFlow's threads.
+        # all cores all the same. The images of a request, which a data set
+        # decodes, are still shared among TensorFlow's threads.
         options.run_options.inter_op_thread_pool = -1
     # `Session.make_callable` has no public form that takes feeds without
     # checking their shapes.
