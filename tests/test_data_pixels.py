@@ -195,8 +195,14 @@ def files():
             RGB,
         ),
     }
+    # TensorFlow before 2.20 reads no WebP in a graph.
+    in_graph = {
+        name
+        for name in (*png, *known)
+        if hasattr(tf.io, "decode_webp") or not name.endswith(".webp")
+    }
     return {
-        name: (encoded, pixels, name in {**png, **known})
+        name: (encoded, pixels, name in in_graph)
         for name, (encoded, pixels) in {**png, **known, **only_pillow}.items()
     }
 

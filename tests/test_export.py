@@ -218,9 +218,15 @@ WHOLE = {
     "jpeg progressive": encode(picture(), "JPEG", progressive=True),
     "jpeg grey": encode(picture("L"), "JPEG"),
 }
+# TensorFlow before 2.20 reads no WebP in a graph.
+READABLE = [
+    kind
+    for kind in WHOLE
+    if hasattr(tf.io, "decode_webp") or not kind.startswith("webp")
+]
 
 
-@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("kind", READABLE)
 def test_formats(kind):
     [got] = decode_images([WHOLE[kind]], 60, 80).numpy()
     image = Image.open(io.BytesIO(WHOLE[kind])).convert("RGB")
@@ -234,8 +240,9 @@ def test_formats(kind):
 
 def test_every_format_is_served(photo_export, photo_model):
     path, _ = photo_export
-    got = serve(path, "serving_bytes", image_bytes=strings(*WHOLE.values()))
-    pixels = [pixels_by_keras(e, (64, 80)) for e in WHOLE.values()]
+    encoded = [WHOLE[kind] for kind in READABLE]
+    got = serve(path, "serving_bytes", image_bytes=strings(*encoded))
+    pixels = [pixels_by_keras(e, (64, 80)) for e in encoded]
     np.testing.assert_allclose(
         got["predictions"],
         photo_model.predict(preprocess_input(np.stack(pixels)), verbose=0),
@@ -248,7 +255,7 @@ def test_grey_models_take_bytes(tmp_path):
     x = keras.Input((60, 80, 1))
     model = keras.Model(x, keras.layers.Flatten()(x))
     path = export_saved_model(model, tmp_path / "m")
-    encoded = strings(WHOLE["png"], WHOLE["webp"], WHOLE["bmp"])
+    encoded = strings(WHOLE["png"], WHOLE["gif"], WHOLE["bmp"])
     got = serve(path, "serving_bytes", image_bytes=encoded)["predictions"]
     expected = decode_images(list(encoded), 60, 80, channels=1)
     np.testing.assert_array_equal(
@@ -352,7 +359,7 @@ def test_bad_images_are_named(photo_servable, kind):
         signature(image_bytes=tf.constant(batch))
 
 
-@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("kind", READABLE)
 def test_pixel_limit(kind):
     assert decode_images([WHOLE[kind]], 8, 8, max_pixels=80 * 60).shape[0] == 1
     with pytest.raises(
