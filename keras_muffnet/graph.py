@@ -1,7 +1,10 @@
 """Walks the graph of a Keras model: which layer is called on which tensors."""
 
+import contextlib
 import inspect
+import math
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -123,10 +126,10 @@ def as_functional(model: keras.Model) -> keras.Model:
             name: keras.Input(x.shape[1:], name=name)
             for name, x in inputs.items()
         }
-    training = "training" in inspect.signature(model.call).parameters
-    arguments = {"training": False} if training else {}
+    arguments = {"training": False} if _takes_training(model) else {}
     try:
-        outputs = model.call(inputs, **arguments)
+        with _variables_yield():
+            outputs = model.call(inputs, **arguments)
         return keras.Model(inputs, outputs, name=model.name)
     except Exception as error:  # whatever code of others does with symbols
         raise ValueError(
@@ -212,12 +215,15 @@ class _Tracer:
         self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> list[KerasTensor]:
         inputs = _tensors_in([args, kwargs])
+        is_layer = isinstance(operation, keras.layers.Layer)
+        if is_layer and not _takes_training(operation):
+            # Keras drops it itself, but lists it among the arguments.
+            kwargs = {k: x for k, x in kwargs.items() if k != "training"}
         if isinstance(operation, keras.Model) and (
             self.opens is None or _is_traceable(operation)
         ):
             _check_traceable(operation)
             return self.trace_model(operation, inputs)
-        is_layer = isinstance(operation, keras.layers.Layer)
         if is_layer and self.opens is not None and self.opens(operation):
             rule = self.expressions.get(type(operation))
             inner = _open(operation, args, kwargs, rule)
@@ -233,8 +239,48 @@ class _Tracer:
             name = f"{innermost[0]}_op{innermost[1]}"
         spec = operation.compute_output_spec(*args, **kwargs)
         outputs = keras.tree.flatten(spec)
+        if type(operation).__name__ == "Reshape" and not is_layer:
+            outputs = [_with_known_sizes(outputs[0], inputs[0])]
         self.calls.append(Call(operation, inputs, outputs, args, kwargs, name))
         return outputs
+
+
+def _takes_training(layer: keras.layers.Layer) -> bool:
+    return "training" in inspect.signature(layer.call).parameters
+
+
+def _with_known_sizes(reshaped: KerasTensor, given: KerasTensor) -> KerasTensor:
+    """What Keras leaves open in `reshape(x, (shape(x)[0], -1, 8))`."""
+    sizes, before = list(reshaped.shape), given.shape
+    if sizes.count(None) != 2 or sizes[0] is not None or None in before[1:]:
+        return reshaped
+    known = math.prod(size for size in sizes if size is not None)
+    sizes[sizes.index(None, 1)] = math.prod(before[1:]) // known
+    return KerasTensor(sizes, dtype=reshaped.dtype)
+
+
+@contextlib.contextmanager
+def _variables_yield() -> Iterator[None]:
+    """Lets `variable * tensor` be recorded as `tensor * variable` is."""
+    kind = keras.Variable
+    names = ("__add__", "__matmul__", "__mul__", "__sub__", "__truediv__")
+    methods = {name: getattr(kind, name) for name in names}
+
+    def yielding(method: Callable[..., Any]) -> Callable[..., Any]:
+        def operator(variable: Any, other: Any) -> Any:
+            if isinstance(other, KerasTensor):
+                return NotImplemented
+            return method(variable, other)
+
+        return operator
+
+    for name, method in methods.items():
+        setattr(kind, name, yielding(method))
+    try:
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(kind, name, method)
 
 
 def _tensors_in(structure: Any) -> list[KerasTensor]:
@@ -262,10 +308,11 @@ def _open(
         # An error in it is to be seen.
         outputs = keras.tree.flatten(rule(layer, *args, **kwargs))
         return keras.Model(inputs, outputs)
-    if "training" in inspect.signature(layer.call).parameters:
+    if _takes_training(layer):
         kwargs = {**kwargs, "training": False}
     try:
-        outputs = keras.tree.flatten(layer.call(*args, **kwargs))
+        with _variables_yield():
+            outputs = keras.tree.flatten(layer.call(*args, **kwargs))
         # A constant, or a tensor that Keras did not follow, has no history.
         return keras.Model(inputs, outputs)
     except Exception:  # whatever code of others does with symbolic tensors

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_muffnet import quantization
 from keras_muffnet.litert import LiteRTModel
+from keras_muffnet.quantization import keras_engine
 from keras_muffnet.quantization.plan import plan_quantization
 from tests.test_quantization_report import decibels
 
@@ -40,6 +41,40 @@ class Scaled(Opaque):
         if isinstance(inputs, keras.KerasTensor):
             raise TypeError("no symbols")
         return inputs * self.factor
+
+
+class Affine(layers.Layer):
+    """A scale and an offset, with the variable before the tensor."""
+
+    def build(self, input_shape):
+        self.factor = self.add_weight(shape=(input_shape[-1],))
+        self.offset = self.add_weight(shape=(input_shape[-1],))
+
+    def call(self, inputs):
+        return self.offset - self.factor * inputs
+
+
+class Trained(layers.Layer):
+    """Passes `training` to layers that do not take it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = [layers.Identity(), Affine()]
+
+    def call(self, inputs, training=None):
+        for layer in self.inner:
+            inputs = layer(inputs, training=training)
+        return inputs
+
+
+class Attention(layers.Layer):
+    """Reshapes with the batch's own size."""
+
+    def call(self, inputs):
+        batch, height, width, channels = ops.shape(inputs)
+        x = ops.reshape(inputs, (batch, -1, channels))
+        x = ops.softmax(ops.matmul(x, ops.transpose(x, (0, 2, 1)))) @ x
+        return ops.reshape(x, (batch, height, width, channels))
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +154,42 @@ def test_tfmot_knows_no_such_layers(data):
             engine="tfmot",
             float_layers=["odd"],
         )
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Affine(),
+        Trained(),
+        Attention(),
+        layers.Activation(lambda x: 0.5 * ops.gelu(x, approximate=False)),
+    ],
+    ids=["affine", "trained", "attention", "activation"],
+)
+def test_a_layer_of_functions_needs_no_rule(data, layer):
+    model = make_model(layer)
+    plan = plan_quantization(model)
+    assert all(step.bits for step in plan.steps)
+    np.testing.assert_allclose(
+        keras_engine.build(plan)(data[:2]), model(data[:2]), atol=1e-5
+    )
+
+
+def test_variables_count_as_before(data):
+    factor = keras.Variable(2.0)
+    plan_quantization(make_model(Affine()))
+    assert float(factor * 3.0) == 6
+    assert ops.shape(factor * ops.ones((2, 3))) == (2, 3)
+
+
+def test_sizes_that_depend_on_the_batch_are_refused():
+    class Merged(layers.Layer):
+        def call(self, inputs):
+            return ops.reshape(inputs, (2, -1))
+
+    model = make_model(layers.Identity(), Merged(name="odd"))
+    with pytest.raises(ValueError, match=r"'odd\w*' .*one size.*\(2, None\)"):
+        plan_quantization(model)
 
 
 def test_a_rule_says_what_a_layer_does(data):

@@ -21,7 +21,9 @@ from keras_muffnet.quantization.folding import affine_to_depthwise
 from keras_muffnet.quantization.folding import fold_affine
 from keras_muffnet.quantization.folding import with_uneven_bias
 from keras_muffnet.quantization.rules import RULES
+from keras_muffnet.quantization.rules.activations import ACTIVATIONS
 from keras_muffnet.quantization.steps import Lowered
+from keras_muffnet.quantization.steps import refuse
 from keras_muffnet.quantization.writer import Writer
 from keras_muffnet.quantization.writer import kinds_of
 
@@ -73,6 +75,14 @@ def lower(
                 "channels), or `input_shape` give one. Received: a model with "
                 f"input shape {shape}"
             )
+    for call in graph.calls:
+        for x in call.outputs:
+            if None in x.shape[1:]:
+                refuse(
+                    call.name,
+                    f"({type(call.operation).__name__}) must give tensors of "
+                    f"one size. Found: shape {tuple(x.shape)}",
+                )
     writer = Writer(graph, RULES, named, warns or keeps_unknown)
     steps, outputs = writer.write()
     if warns and writer.kept:
@@ -123,6 +133,11 @@ def register_rule(kind: type) -> Callable[[Any], Any]:
 
 def is_unknown(layer: Any) -> bool:
     """Whether there is no rule for a layer, so that it has to be opened."""
+    if type(layer) is keras.layers.Activation:
+        # One of the user's own consists of functions, as layers do.
+        function = layer.activation
+        is_layer = isinstance(function, keras.layers.Layer)
+        return not (is_layer or any(function is f for f in ACTIVATIONS))
     return type(layer) in EXPRESSIONS or not any(
         kind in RULES for kind in kinds_of(layer)
     )
