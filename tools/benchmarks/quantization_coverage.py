@@ -56,7 +56,7 @@ def measure(network: Any, way: str) -> Figures:
     data = quantization_networks.images(network, CALIBRATION)
     held_out = quantization_networks.images(network, HELD_OUT, seed=7)
     if way == "converter":
-        content = _by_converter(model, data)
+        content = by_converter(model, data)
     else:
         content = _by_package(model, data, way)
     return compare(model, content, held_out)
@@ -111,7 +111,8 @@ def run_file(content: bytes, inputs: list[np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate(values) for values in outputs]
 
 
-def _by_converter(model: Any, data: list[np.ndarray]) -> bytes:
+def by_converter(model: Any, data: list[np.ndarray]) -> bytes:
+    """The file that TensorFlow's converter makes alone."""
     import tensorflow as tf
 
     signature = [

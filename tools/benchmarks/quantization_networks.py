@@ -45,6 +45,12 @@ def build(network: Network) -> keras.Model:
     if network.stem and not isinstance(outputs, (list, tuple)):
         outputs = _head(outputs)
     model = keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs)
+    randomize(model)
+    return model
+
+
+def randomize(model: keras.Model) -> None:
+    """Gives norms and biases values that no mistake hides behind."""
     rng = np.random.default_rng(2)
     for variable in model.weights:
         name = variable.path.rpartition("/")[2]
@@ -54,7 +60,6 @@ def build(network: Network) -> keras.Model:
             variable.assign(rng.uniform(0.05, 0.5, variable.shape))
         elif name in ("bias", "beta", "moving_mean"):
             variable.assign(rng.normal(scale=0.3, size=variable.shape))
-    return model
 
 
 def images(network: Network, count: int, seed: int = 1) -> list[np.ndarray]:
