@@ -216,6 +216,34 @@ LAYOUTS = {
         },
         {"train": 2},
     ),
+    "YOLO of labelImg": (
+        {"classes.txt": "cat\ndog\n", **yolo("012", "", "")},
+        {"train": 3},
+    ),
+    "YOLO of labelImg, labels apart": (
+        {
+            "labels/classes.txt": "cat\r\ndog\r\n",
+            **yolo("01", "images/", "labels/"),
+        },
+        {"train": 2},
+    ),
+    "YOLO of labelImg, in splits": (
+        {
+            **yolo("01", "Train/", "Train/"),
+            "Train/classes.txt": "cat\ndog\n",
+            **yolo("2", "valid/", "valid/"),
+            "valid/classes.txt": "cat\ndog\n",
+        },
+        {"train": 2, "val": 1, "test": 1},
+    ),
+    "YOLO of labelImg, in splits of labels": (
+        {
+            "labels/classes.txt": "cat\ndog\n",
+            **yolo("01", "images/train/", "labels/train/"),
+            **yolo("2", "images/test/", "labels/test/"),
+        },
+        {"train": 2, "test": 1},
+    ),
 }
 
 
@@ -370,6 +398,25 @@ def test_bad_files_of_yolo(tmp_path, content, told):
     with pytest.raises(ValueError, match=told) as error:
         open_detection_source(tmp_path).split("train")
     assert "\n" not in str(error.value) and "data.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("dog\ncat\n", r"the same classes .*\['cat', 'dog'\]"),
+        ("cat\ndog\n\nb\xe4r\n", "in UTF-8"),
+    ],
+)
+def test_bad_lists_of_labelimg(tmp_path, content, told):
+    write(tmp_path, {"train/classes.txt": "cat\ndog\n"})
+    write(tmp_path, {"val/classes.txt": content.encode("latin-1")})
+    with pytest.raises(ValueError, match=told) as error:
+        open_detection_source(tmp_path)
+    assert str(tmp_path / "val/classes.txt") in str(error.value)
+    for split in ("train", "val"):
+        write(tmp_path, {f"{split}/classes.txt": "\n"})
+    with pytest.raises(ValueError, match="must have classes"):
+        open_detection_source(tmp_path)
 
 
 def test_annotations_of_which_nothing_is_left(tmp_path):

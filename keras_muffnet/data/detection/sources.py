@@ -12,6 +12,8 @@ from keras_muffnet.data.detection.coco import open_coco
 from keras_muffnet.data.detection.tfds import open_detection_tfds
 from keras_muffnet.data.detection.voc import open_voc
 from keras_muffnet.data.detection.voc import voc_lists
+from keras_muffnet.data.detection.yolo import labelimg_classes
+from keras_muffnet.data.detection.yolo import open_labelimg
 from keras_muffnet.data.detection.yolo import open_yolo
 from keras_muffnet.data.detection.yolo import yolo_file
 
@@ -47,6 +49,9 @@ def open_detection_source(
               or lists of the images of each split. Boxes are in text files
               beside the images or under `labels/` instead of `images/`.
               Needs PyYAML.
+            - a folder of images with YOLO's text files and labelImg's
+              classes.txt beside these; folders called as splits in it, or in
+              its `images/`, are the splits.
             - `"tfds:NAME"`: an object detection data set of TensorFlow
               Datasets, such as `coco/2017` and `voc/2007`; its boxes are taken
               as they are.
@@ -117,10 +122,13 @@ def _open(
             return open_voc(path, lists, class_names, first_pixel)
         if files := coco_files(path):
             return open_coco(path, files, images, class_names)
+        if classes := labelimg_classes(path):
+            return open_labelimg(path, classes, class_names)
     raise ValueError(
         "`source` must be a folder in the layout of Pascal VOC (images and "
         ".xml files), COCO (with annotations/instances_*.json or "
-        "*/_annotations.coco.json) or YOLO (with data.yaml), a COCO .json file "
-        "or a mapping of splits to such files, or 'tfds:NAME'. Received: "
+        "*/_annotations.coco.json) or YOLO (with data.yaml or classes.txt), a "
+        "COCO .json file or a mapping of splits to such files, or "
+        "'tfds:NAME'. Received: "
         f"source={source!r}"
     )

@@ -1,6 +1,11 @@
-"""Images with boxes as YOLO has them: data.yaml, images and text files."""
+"""Images with boxes as YOLO has them: a text file for each image.
+
+Classes and splits are those of data.yaml, or as labelImg has them: the classes
+in a classes.txt beside the text files, the splits by folder.
+"""
 
 import os
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +17,11 @@ from keras_muffnet.data.detection.annotations import DetectionSource
 from keras_muffnet.data.detection.annotations import Problem
 from keras_muffnet.data.detection.annotations import RawObject
 from keras_muffnet.data.detection.annotations import split_of
+from keras_muffnet.data.examples import split_named
 from keras_muffnet.data.layout import SUFFIXES
 
 _YAML = (".yaml", ".yml")
+_CLASSES = "classes.txt"
 
 
 class YoloExamples(DetectionExamples):
@@ -128,8 +135,6 @@ def open_yolo(
             "`source` must have a list of names in its data.yaml. Received: "
             f"{file!r}, which cannot be read: {reason}"
         ) from None
-    found = class_names or names
-    labels = [found.index(n) if n in found else None for n in names]
     entries: dict[str, list[str]] = {}
     for split in ("train", "val", "test"):
         for key in (split, "valid") if split == "val" else (split,):
@@ -139,20 +144,78 @@ def open_yolo(
             if isinstance(entry, list) and entry:
                 entries.setdefault(split, [str(item) for item in entry])
 
-    def images(split: str) -> list[str]:
-        name = split_of(file, list(entries), split)
-        return [
-            image
-            for entry in entries[name]
-            for image in _images(file, str(content.get("path") or ""), entry)
-        ]
+    def images(entry: str) -> list[str]:
+        return _images(file, str(content.get("path") or ""), entry)
 
-    return DetectionSource(
-        file,
-        found,
-        lambda split: YoloExamples(images(split), labels, names),
-        splits=tuple(entries),
-    )
+    return _source(file, names, class_names, entries, images)
+
+
+def labelimg_classes(path: str) -> list[str]:
+    """All classes.txt in a folder and those in it, as labelImg writes them."""
+    return [
+        os.path.join(inside, _CLASSES)
+        for inside, _, names in os.walk(path)
+        if _CLASSES in names
+    ]
+
+
+def open_labelimg(
+    path: str, files: Sequence[str], class_names: tuple[str, ...] | None
+) -> DetectionSource:
+    """Opens images whose classes are in classes.txt, and splits in folders."""
+    lists = {file: _lines(file) for file in files}
+    first, names = next(iter(lists.items()))
+    if not names:
+        raise ValueError(
+            f"`source` must have classes in its {_CLASSES}. Received: "
+            f"{first!r}, which has none"
+        )
+    for file, others in lists.items():
+        if others != names:
+            raise ValueError(
+                "`source` must have the same classes in each classes.txt. "
+                f"Received: {names} in {first!r}, {others} in {file!r}"
+            )
+    folders: dict[str, list[str]] = {}
+    for place in (path, os.path.join(path, "images")):
+        for name in sorted(os.listdir(place)) if os.path.isdir(place) else []:
+            folder = os.path.join(place, name)
+            split = split_named(name)
+            if split is not None and os.path.isdir(folder):
+                folders.setdefault(split, []).append(folder)
+    folders = folders or {"train": [path]}
+    splits = {s: folders[s] for s in ("train", "val", "test") if s in folders}
+    return _source(path, tuple(names), class_names, splits, _images_in)
+
+
+def _source(
+    name: str,
+    names: tuple[str, ...],
+    class_names: tuple[str, ...] | None,
+    entries: Mapping[str, Sequence[str]],
+    images: Callable[[str], list[str]],
+) -> DetectionSource:
+    """A source of the classes `names`, with the images of each entry."""
+    found = class_names or names
+    labels = [found.index(n) if n in found else None for n in names]
+
+    def split(wanted: str) -> DetectionExamples:
+        entry = entries[split_of(name, list(entries), wanted)]
+        listed = [image for item in entry for image in images(item)]
+        return YoloExamples(listed, labels, names)
+
+    return DetectionSource(name, found, split, splits=tuple(entries))
+
+
+def _lines(file: str) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        with open(file, encoding="utf-8-sig") as opened:
+            return [line.strip() for line in opened if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"`source` must have lists in UTF-8. Received: {file!r}: {error}"
+        ) from None
 
 
 def _images(file: str, root: str, entry: str) -> list[str]:
@@ -175,18 +238,20 @@ def _images(file: str, root: str, entry: str) -> list[str]:
             f"`source` must hold what its data.yaml lists. Received: {file!r}, "
             f"with {entry!r}, which is not at {tried[0]!r}"
         )
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8-sig") as opened:
-            lines = [line.strip().replace("\\", "/") for line in opened]
-        around = os.path.dirname(path)
-        return [
-            os.path.normpath(os.path.join(around, line))
-            for line in lines
-            if line
-        ]
+    if os.path.isdir(path):
+        return _images_in(path)
+    around = os.path.dirname(path)
+    return [
+        os.path.normpath(os.path.join(around, line.replace("\\", "/")))
+        for line in _lines(path)
+    ]
+
+
+def _images_in(folder: str) -> list[str]:
+    """All images of a folder and those in it."""
     return [
         os.path.join(inside, name)
-        for inside, folders, names in os.walk(path)
+        for inside, folders, names in os.walk(folder)
         for name in sorted(names)
         if name.lower().endswith(SUFFIXES)
         and not name.startswith(".")
