@@ -1,5 +1,6 @@
 """Images are made ready for a model in the same way everywhere."""
 
+import argparse
 import dataclasses
 import json
 
@@ -10,6 +11,8 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_muffnet import data
+from keras_muffnet.cli import quantize
+from keras_muffnet.cli.quantize_classifier import load_data
 from keras_muffnet.evaluation import evaluate
 from keras_muffnet.evaluation import load_predictor
 from keras_muffnet.export import export_litert
@@ -76,13 +79,16 @@ def trained(photos, tmp_path_factory):
     return folder, result, feed
 
 
-def test_train_evaluate_and_server_see_the_same_pixels(
+def test_train_evaluate_quantize_and_server_have_the_same_accuracy(
     trained, photos, tmp_path
 ):
     folder, result, feed = trained
     batches = list(feed.evaluation().as_numpy_iterator())
     model = keras.saving.load_model(folder / "last.keras", compile=False)
-    expected = model.predict_on_batch(np.concatenate([x for x, _ in batches]))
+    known = preprocessing_of(model)
+    pixels, labels = map(np.concatenate, zip(*batches, strict=True))
+    expected = model.predict_on_batch(pixels)
+    accuracy = {"train": result["last"]["accuracy"]}
 
     # What `muffnet evaluate` does.
     predictor = load_predictor(folder / "last.keras")
@@ -96,7 +102,20 @@ def test_train_evaluate_and_server_see_the_same_pixels(
         std=1.0,
     )
     evaluated = evaluate(predictor.predict, plain.evaluation(), NAMES)
-    assert evaluated.top_1 == pytest.approx(result["last"]["accuracy"])
+    accuracy["evaluate"] = evaluated.top_1
+
+    # What `muffnet quantize` reads, and its figure of the float model.
+    parser = argparse.ArgumentParser()
+    quantize.add_arguments(parser)
+    flags = [f"--model={folder / 'last.keras'}", f"--data={photos}"]
+    flags += ["--train-split=train", f"--output={tmp_path / 'int8'}"]
+    args = parser.parse_args(flags)
+    _, (images, same), names = load_data(model, args, known.crop)
+    assert tuple(names) == NAMES
+    np.testing.assert_array_equal(same, labels)
+    scaled = (images.astype(np.float32) - known.mean) / known.std
+    np.testing.assert_array_equal(scaled, pixels)
+    accuracy["quantize"] = np.mean(model.predict(scaled).argmax(-1) == same)
 
     # What the server does, with the class names of the model itself.
     version = export_saved_model(model, tmp_path / "served")
@@ -107,14 +126,18 @@ def test_train_evaluate_and_server_see_the_same_pixels(
     np.testing.assert_allclose(
         answer["predictions"].numpy(), expected, atol=1e-6
     )
+    right = answer["predictions"].numpy().argmax(-1) == labels
+    accuracy["server"] = np.mean(right)
     assert {n.decode() for n in answer["classes"].numpy()[0]} == set(NAMES)
     assert "center, 0.875" in (version / "README.md").read_text()
     again = load_predictor(version)
     assert (again.crop, again.class_names) == (0.875, NAMES)
 
+    for figure in accuracy.values():
+        assert figure == pytest.approx(result["last"]["accuracy"]), accuracy
+
     # And of a LiteRT file. Pillow resizes to levels that differ by one.
     path = export_litert(model, tmp_path / "lite" / "1" / "m.tflite")
-    known = preprocessing_of(model)
     content = embed_metadata(
         path.read_bytes(),
         name="small",
