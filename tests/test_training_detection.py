@@ -209,6 +209,7 @@ def test_recipes_of_both_kinds_are_told_apart():
         load_recipe("ssd512")
 
 
+@pytest.mark.slow
 def test_backbones_are_compared(tmp_path, monkeypatch):
     objects = [("cat", (3, 3, 20, 20)), ("dog", (9, 9, 30, 28))]
     images = write_voc(
@@ -217,14 +218,15 @@ def test_backbones_are_compared(tmp_path, monkeypatch):
         dict.fromkeys("abcd", objects),
     )
     recipe = small_recipe(
-        batch_size=2, extra_width=0.05, train_split="trainval"
+        batch_size=2,
+        extra_width=0.05,
+        train_split="trainval",
+        # At more, weights explode in batches of two, and so do int8's ranges.
+        learning_rate=1e-5,
     )
     monkeypatch.setattr(benchmark_detection, "ROUNDS", 2)
-    monkeypatch.setattr(
-        benchmark_detection,
-        "BACKBONES",
-        {"muffnet": 0.1, "ShuffleNetV2": 0.1},
-    )
+    backbones = {"ShuffleNetV2": 0.1}
+    monkeypatch.setattr(benchmark_detection, "BACKBONES", backbones)
     monkeypatch.setattr(
         benchmark_detection, "load_recipe", lambda name, kind: recipe
     )
@@ -233,10 +235,10 @@ def test_backbones_are_compared(tmp_path, monkeypatch):
     flags += ["--runs", tmp_path / "runs"]
     command = ["benchmark_detection.py", *map(str, flags)]
     monkeypatch.setattr("sys.argv", command)
-    benchmark_detection.main()
+    assert benchmark_detection.main() == 0
     with open(output, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["backbone"] for row in rows] == ["muffnet", "ShuffleNetV2"]
+    assert [row["backbone"] for row in rows] == ["ShuffleNetV2"]
     for row in rows:
         assert int(row["parameters"]) > 0
         assert 0 <= float(row["ap50"]) <= 1

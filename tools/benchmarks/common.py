@@ -1,5 +1,6 @@
 """What the measuring programs share: runs that resume, rows by process, CSV."""
 
+import argparse
 import csv
 import json
 import os
@@ -7,9 +8,71 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+
+from keras_muffnet._files import write_csv
+from keras_muffnet.cli.common import run as report_failures
+
+Rows = list[dict[str, Any]]
+
+
+def make_parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """Makes the command line of a program that trains networks.
+
+    Args:
+        description: the program's docstring.
+        name: of its folder in `runs/` and of its table in `results/`.
+
+    Returns:
+        A parser with `--epochs`, `--runs` and `--output`.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--epochs", type=int, help="(default: the recipe's)")
+    parser.add_argument(
+        "--runs",
+        type=pathlib.Path,
+        default=pathlib.Path("runs", name),
+        help="folder of the runs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("results", f"{name}.csv"),
+        help="(default: %(default)s)",
+    )
+    return parser
+
+
+def tabulate(
+    args: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], Rows],
+    show: Callable[[Rows], None],
+    name: str,
+) -> int:
+    """Measures, writes the table and prints it.
+
+    Args:
+        args: of the program; `output` is the CSV file.
+        measure: returns the rows, of the same columns.
+        show: prints them.
+        name: of the program, for its errors.
+
+    Returns:
+        The exit status.
+    """
+
+    def work() -> None:
+        rows = measure(args)
+        write_csv(args.output, rows, list(rows[0]))
+        show(rows)
+
+    return report_failures(work, f"benchmarks/{name}")
 
 
 def train_or_resume(recipe: Any, output: pathlib.Path) -> dict[str, Any]:

@@ -22,8 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_muffnet._files import write_csv
-from keras_muffnet.cli.common import run as report_failures
 from keras_muffnet.training import DetectionRecipe
 from keras_muffnet.training import load_recipe
 from tools.benchmarks import common
@@ -41,24 +39,12 @@ WARM_UP = 5
 
 def main() -> int:
     """Runs the command; returns its exit status."""
-    args = parse_args()
-    return report_failures(lambda: benchmark(args), "benchmarks/detection")
-
-
-def benchmark(args: argparse.Namespace) -> None:
-    """Measures, writes and prints."""
-    rows = run(args)
-    write_csv(args.output, rows, list(rows[0]))
-    for name in rows[0]:
-        print(f"{name:<16}" + "".join(f"{row[name]!s:>18}" for row in rows))
+    return common.tabulate(parse_args(), run, print_columns, "detection")
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = common.make_parser(__doc__, "detection")
     parser.add_argument(
         "--data",
         required=True,
@@ -70,46 +56,39 @@ def parse_args() -> argparse.Namespace:
         default="raise",
         help="what to do with bad images and objects (default: raise)",
     )
-    parser.add_argument("--epochs", type=int, help="(default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument(
-        "--runs",
-        type=pathlib.Path,
-        default=pathlib.Path("runs/detection"),
-        help="folder of the runs (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path("results/detection.csv"),
-        help="(default: %(default)s)",
-    )
     return parser.parse_args()
 
 
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+def print_columns(rows: common.Rows) -> None:
+    """Prints a column a network."""
+    for name in rows[0]:
+        print(f"{name:<16}" + "".join(f"{row[name]!s:>18}" for row in rows))
+
+
+def run(args: argparse.Namespace) -> common.Rows:
     """Trains what is not trained yet; returns a row a backbone."""
     import keras
 
     from keras_muffnet.complexity import count_complexity
+    from keras_muffnet.training import open_detection_feed
 
     recipe = load_recipe("ssd300_fast", DetectionRecipe)
     epochs = args.epochs or recipe.epochs
+    recipe = dataclasses.replace(
+        recipe,
+        data=args.data,
+        epochs=epochs,
+        warm_up_epochs=epochs / 10,
+        on_bad=args.on_bad,
+        seed=args.seed,
+    )
     rows = []
     models = []
     for backbone, alpha in BACKBONES.items():
         output = args.runs / backbone
         result = common.train_or_resume(
-            dataclasses.replace(
-                recipe,
-                data=args.data,
-                backbone=backbone,
-                alpha=alpha,
-                epochs=epochs,
-                warm_up_epochs=epochs / 10,
-                on_bad=args.on_bad,
-                seed=args.seed,
-            ),
+            dataclasses.replace(recipe, backbone=backbone, alpha=alpha),
             output,
         )
         model = keras.saving.load_model(output / "last.keras", compile=False)
@@ -126,25 +105,31 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "ap50": round(result["last"]["ap50"], 4),
             }
         )
-    for row, latencies in zip(rows, measure(models), strict=True):
+    images, _ = open_detection_feed(recipe).evaluation()[0]
+    for row, latencies in zip(rows, measure(models, images), strict=True):
         row.update(latencies)
     return rows
 
 
-def measure(models: list[Any]) -> list[dict[str, float]]:
-    """Returns milliseconds for an image, of float32 and int8, of each model."""
+def measure(models: list[Any], images: np.ndarray) -> list[dict[str, float]]:
+    """Returns milliseconds for an image, of float32 and int8, of each model.
+
+    Args:
+        models: trained detectors.
+        images: such as they were trained on, from which the int8 files have
+            their ranges. Noise may be so far from them that no range holds
+            what a network makes of it.
+    """
     from keras_muffnet.detection import two_outputs
     from keras_muffnet.evaluation import load_detector
     from keras_muffnet.export import export_litert
     from keras_muffnet.quantization import quantize_aware
 
     detectors = {}
-    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         for number, model in enumerate(models):
-            images = rng.uniform(-1, 1, (4, *model.input_shape[1:]))
             quantized = quantize_aware(
-                two_outputs(model), images.astype(np.float32), engine="keras"
+                two_outputs(model), images, engine="keras"
             )
             for kind, network in (("float", None), ("int8", quantized)):
                 path = pathlib.Path(folder) / f"{number}_{kind}.tflite"
