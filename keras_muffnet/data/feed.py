@@ -6,7 +6,6 @@ checkpoint sees what a run never stopped would have seen.
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -15,23 +14,23 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_muffnet._arguments import positive_integer
 from keras_muffnet.data.augmentation import Augmentation
 from keras_muffnet.data.augmentation import Draws
 from keras_muffnet.data.augmentation import permutation
+from keras_muffnet.data.batches import Batches
+from keras_muffnet.data.batches import check_batches
+from keras_muffnet.data.batches import check_count
+from keras_muffnet.data.batches import check_step
+from keras_muffnet.data.batches import fits_in_memory
+from keras_muffnet.data.batches import skips
 from keras_muffnet.data.checks import warn_of_images
-from keras_muffnet.data.digits import DigitsExamples
-from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
-from keras_muffnet.data.examples import balanced_class_weights
 from keras_muffnet.data.examples import split_given
 from keras_muffnet.data.geometry import Geometry
-from keras_muffnet.data.reading import PillowReader
 from keras_muffnet.data.reading import TensorFlowReader
 from keras_muffnet.data.reading import make_reader
-from keras_muffnet.data.reading import not_images
-from keras_muffnet.data.reading import refuse_bad
 from keras_muffnet.data.reading import with_options
+from keras_muffnet.data.split import Split
 from keras_muffnet.data.transforms import Transform
 from keras_muffnet.data.transforms import compiled
 from keras_muffnet.preprocessing import MEAN
@@ -42,78 +41,6 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 Batch = tuple[np.ndarray, np.ndarray, Draws]
-
-
-class Split:
-    """The images of a split that are good, in memory or to be streamed.
-
-    Args:
-        examples: the images.
-        geometry: how they get their size.
-        reader: decodes them.
-        cached: keeps them in memory, decoded.
-        skip: leaves bad images out; else they are an error, met here if the
-            images are cached and in the epoch if not.
-    """
-
-    def __init__(
-        self,
-        examples: Examples,
-        geometry: Geometry,
-        reader: TensorFlowReader | PillowReader,
-        cached: bool,
-        skip: bool,
-    ):
-        self.examples = examples
-        self.geometry = geometry
-        self.reader = reader
-        self.skipped: list[tuple[str, str]] = []
-        self.positions = np.arange(len(examples))
-        # Pixels and labels, in memory.
-        self.arrays: tuple[np.ndarray, np.ndarray] | None = None
-        if isinstance(examples, DigitsExamples):
-            if geometry.aspect or geometry.centre:
-                raise ValueError(
-                    "`augmentation` must have no area and no test_crop for "
-                    "the digits, which are all of one size. Received: "
-                    f"{geometry}"
-                )
-            self.arrays = examples.arrays(geometry.size)
-        elif cached:
-            images = np.empty((len(examples), *geometry.size, 3), np.uint8)
-            labels, bad = reader.scan(examples, geometry, images)
-            self._leave_out(bad, skip)
-            if bad:
-                images, labels = images[self.positions], labels[self.positions]
-            self.arrays = images, labels
-        elif skip:
-            # Read once more: which are good must be known before the order of
-            # the first epoch is drawn.
-            _, bad = reader.scan(examples, geometry)
-            self._leave_out(bad, skip)
-        else:
-            refuse_bad(examples, not_images(examples))
-
-    def _leave_out(self, bad: dict[int, str], skip: bool) -> None:
-        if not skip:
-            refuse_bad(self.examples, bad)
-        self.skipped = [(self.examples.name(p), r) for p, r in bad.items()]
-        self.positions = np.setdiff1d(self.positions, list(bad))
-        if not len(self.positions):
-            raise ValueError(
-                "`source` must hold a good image. Received: all "
-                f"{len(bad)} are bad, the first {self.skipped[0]}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def balanced_weights(self) -> np.ndarray:
-        """Weights of the images by which each class counts the same."""
-        examples = self.examples.take(self.positions)
-        by_label = balanced_class_weights(examples)
-        labels = [examples.label(i) for i in range(len(examples))]
-        return np.array([by_label[label] for label in labels], np.float32)
 
 
 class Feed:
@@ -230,12 +157,7 @@ class Feed:
         Raises:
             ValueError: if there is no such epoch or step.
         """
-        if not 0 <= start_step < self.steps_per_epoch or epoch < 0:
-            raise ValueError(
-                "`epoch` must be 0 or more and `start_step` in [0, "
-                f"{self.steps_per_epoch}). Received: epoch={epoch}, "
-                f"start_step={start_step}"
-            )
+        check_step(epoch, start_step, self.steps_per_epoch)
         index, shards = self._shard
         rows = self._batch_size // shards
         order = permutation(self._seed, epoch, self.train_size)
@@ -409,44 +331,6 @@ def _augmented(
     return with_options(dataset.prefetch(2))
 
 
-class Batches(keras.utils.PyDataset):
-    """Batches in their order, for Keras on any backend.
-
-    Args:
-        ready: gives them from the first on.
-        length: how many there are.
-    """
-
-    def __init__(
-        self, ready: Callable[[], Iterator[tuple[Any, ...]]], length: int
-    ):
-        super().__init__()
-        self._ready = ready
-        self._length = length
-        self._next = 0
-        self._iterator: Iterator[tuple[Any, ...]] = iter(())
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        if index >= len(self):
-            # Ends a loop over the batches, as Keras before 3.11 writes it.
-            raise IndexError(f"batch {index} of {len(self)}")
-        if index == 0:
-            # Keras looks at the first batches, then starts anew.
-            self._iterator = self._ready()
-            self._next = 0
-        if index != self._next:
-            raise ValueError(
-                "batches must be taken in their order, which `model.fit` does "
-                f"with shuffle=False. Received: batch {index} in place of "
-                f"{self._next} of {len(self)}"
-            )
-        self._next += 1
-        return next(self._iterator)
-
-
 def make_feed(
     source: Source,
     augmentation: Augmentation,
@@ -520,19 +404,9 @@ def make_feed(
             "`augmentation` must be an Augmentation. Received: "
             f"augmentation={augmentation!r}"
         )
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(
-            f"`size` must be a height and a width. Received: size={size!r}"
-        )
-    size = (
-        positive_integer("size[0]", size[0]),
-        positive_integer("size[1]", size[1]),
+    size, batch_size, data_format = check_batches(
+        size, batch_size, seed, data_format
     )
-    batch_size = positive_integer("batch_size", batch_size)
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(
-            f"`seed` must be an integer, 0 or more. Received: seed={seed!r}"
-        )
     if augmentation.mixes and not one_hot:
         raise ValueError(
             "`one_hot` must be True for mixup and cutmix, which mix labels. "
@@ -543,11 +417,7 @@ def make_feed(
             "`class_weight` must be 'balanced' or None. Received: "
             f"class_weight={class_weight!r}"
         )
-    if on_bad_image not in ("raise", "skip"):
-        raise ValueError(
-            "`on_bad_image` must be 'raise' or 'skip'. Received: "
-            f"on_bad_image={on_bad_image!r}"
-        )
+    skip = skips("on_bad_image", on_bad_image)
     index, shards = shard
     if not 0 <= index < shards or batch_size % shards:
         raise ValueError(
@@ -562,11 +432,7 @@ def make_feed(
         )
     reader = make_reader(backend)
     train, test = source.split(train_split), source.split(test_split)
-    if len(train) < batch_size:
-        raise ValueError(
-            "`batch_size` must be at most the number of training images, "
-            f"{len(train)}. Received: batch_size={batch_size}"
-        )
+    check_count(batch_size, len(train))
     val = test if val_split is None else source.split(val_split)
     warn_of_images(
         {train_split: train, val_split or test_split: val, test_split: test}
@@ -576,7 +442,6 @@ def make_feed(
         pixels = count * math.prod(size)
         cache = fits_in_memory(3 * pixels)
     random = augmentation.area is not None
-    skip = on_bad_image == "skip"
     geometry = Geometry(size, augmentation.aspect if random else None)
     train_images = Split(train, geometry, reader, cache and not random, skip)
     geometry = Geometry(size, centre=augmentation.test_crop)
@@ -584,17 +449,13 @@ def make_feed(
     val_images = test_images
     if val is not test:
         val_images = Split(val, geometry, reader, cache, skip)
-    if len(train_images) < batch_size:
-        raise ValueError(
-            "`batch_size` must be at most the number of good training images, "
-            f"{len(train_images)}. Received: batch_size={batch_size}"
-        )
+    check_count(batch_size, len(train_images), "good training")
     transform = Transform(
         augmentation,
         mean,
         std,
         len(source.class_names) if one_hot else 0,
-        data_format or keras.config.image_data_format(),
+        data_format,
     )
     return Feed(
         train_images,
@@ -609,14 +470,4 @@ def make_feed(
         (index, shards),
         fill,
         class_weight == "balanced",
-    )
-
-
-def fits_in_memory(needed: int) -> bool:
-    """Whether so many bytes are within half of the machine's memory."""
-    # Windows does not say; there numpy raises what it cannot hold.
-    if not hasattr(os, "sysconf"):
-        return True
-    return (
-        needed <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     )

@@ -5,41 +5,36 @@ TensorFlow is needed but for opening TensorFlow Datasets. Batch k of epoch e
 follows from the seed, e and k.
 """
 
-import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 from keras_muffnet._arguments import positive_integer
-from keras_muffnet._optional import load_optional
 from keras_muffnet.data.augmentation import permutation
-from keras_muffnet.data.decoding import image_sizes
-from keras_muffnet.data.decoding import resized_with_pillow
-from keras_muffnet.data.decoding import rgb_with_pillow
-from keras_muffnet.data.detection.annotations import DetectionExamples
+from keras_muffnet.data.batches import Batches
+from keras_muffnet.data.batches import check_batches
+from keras_muffnet.data.batches import check_count
+from keras_muffnet.data.batches import check_step
+from keras_muffnet.data.batches import fits_in_memory
+from keras_muffnet.data.batches import skips
 from keras_muffnet.data.detection.annotations import DetectionSource
-from keras_muffnet.data.detection.annotations import Objects
 from keras_muffnet.data.detection.annotations import Problem
-from keras_muffnet.data.detection.annotations import checked
-from keras_muffnet.data.detection.augmentation import LEAST_SCALE
 from keras_muffnet.data.detection.augmentation import SSDAugmentation
+from keras_muffnet.data.detection.split import Split
+from keras_muffnet.data.detection.split import decode_all
+from keras_muffnet.data.detection.split import decoded
+from keras_muffnet.data.detection.split import refusal
+from keras_muffnet.data.detection.split import scan_split
 from keras_muffnet.data.examples import file_stamp
 from keras_muffnet.data.examples import split_given
-from keras_muffnet.data.feed import Batches
-from keras_muffnet.data.feed import fits_in_memory
 from keras_muffnet.data.reading import in_threads
-from keras_muffnet.data.reading import progress_bar
 from keras_muffnet.preprocessing import MEAN
 from keras_muffnet.preprocessing import STD
 from keras_muffnet.preprocessing import Preprocessing
-
-_CHUNK = 64
 
 
 class GroundTruth(NamedTuple):
@@ -65,32 +60,6 @@ class GroundTruth(NamedTuple):
     area: np.ndarray
 
 
-class _Image(NamedTuple):
-    position: int
-    size: tuple[int, int]
-    objects: Objects
-    # Which of them are targets.
-    trained: np.ndarray
-    # Whether the boxes are on the image as the file holds it, not upright.
-    lying: bool
-
-
-@dataclasses.dataclass
-class _Split:
-    """The good images of a split; `pixels` are those kept in memory."""
-
-    examples: DetectionExamples
-    images: list[_Image]
-    skipped_images: list[Problem]
-    skipped_objects: list[Problem]
-    clipped: list[Problem]
-    pixels: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
-
-    def objects(self) -> int:
-        """How many good objects there are."""
-        return sum(len(image.objects.classes) for image in self.images)
-
-
 class DetectionFeed:
     """Training, validation and test batches. Made by `make_detection_feed`.
 
@@ -113,9 +82,9 @@ class DetectionFeed:
     def __init__(
         self,
         source: DetectionSource,
-        train: _Split,
-        validation: _Split,
-        test: _Split,
+        train: Split,
+        validation: Split,
+        test: Split,
         test_split: str,
         size: tuple[int, int],
         batch_size: int,
@@ -201,12 +170,7 @@ class DetectionFeed:
         Raises:
             ValueError: if there is no such epoch or step.
         """
-        if not 0 <= start_step < self.steps_per_epoch or epoch < 0:
-            raise ValueError(
-                "`epoch` must be 0 or more and `start_step` in [0, "
-                f"{self.steps_per_epoch}). Received: epoch={epoch}, "
-                f"start_step={start_step}"
-            )
+        check_step(epoch, start_step, self.steps_per_epoch)
         order = permutation(self._seed, epoch, self.train_size)
         steps = range(start_step, self.steps_per_epoch)
         return self._batches(self._train, order, steps, epoch)
@@ -264,14 +228,14 @@ class DetectionFeed:
             for image in split.images
         ]
 
-    def _once(self, split: _Split) -> Batches:
+    def _once(self, split: Split) -> Batches:
         count = len(split.images)
         steps = range(math.ceil(count / self._batch_size))
         return self._batches(split, np.arange(count), steps)
 
     def _batches(
         self,
-        split: _Split,
+        split: Split,
         order: np.ndarray,
         steps: range,
         epoch: int | None = None,
@@ -295,16 +259,16 @@ class DetectionFeed:
         return Batches(ready, len(steps))
 
     def _example(
-        self, split: _Split, index: int, epoch: int | None
+        self, split: Split, index: int, epoch: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
         image = split.images[index]
         augmentation = self._augmentation if epoch is not None else None
         pixels = split.pixels.get(index)
         if pixels is None:
             whole = augmentation is not None
-            found = _decoded(split.examples, image, self._size, whole)
+            found = decoded(split.examples, image, self._size, whole)
             if isinstance(found, Problem):
-                raise _refusal([found], [])
+                raise refusal([found], [])
             pixels = found
         # What was decoded may be smaller than the original.
         scale = np.divide(pixels.shape[:2], image.size)[[1, 0, 1, 0]]
@@ -395,45 +359,24 @@ def make_detection_feed(
             "`source` must come from open_detection_source(). Received: "
             f"{source!r}"
         )
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(
-            f"`size` must be a height and a width. Received: size={size!r}"
-        )
-    size = (
-        positive_integer("size[0]", size[0]),
-        positive_integer("size[1]", size[1]),
+    size, batch_size, data_format = check_batches(
+        size, batch_size, seed, data_format
     )
-    batch_size = positive_integer("batch_size", batch_size)
     if max_objects is not None:
         max_objects = positive_integer("max_objects", max_objects)
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(
-            f"`seed` must be an integer, 0 or more. Received: seed={seed!r}"
-        )
     if not isinstance(augment, (bool, SSDAugmentation)):
         raise ValueError(
             "`augment` must be True, False or an SSDAugmentation. Received: "
             f"augment={augment!r}"
         )
-    if on_bad_annotation not in ("raise", "skip"):
-        raise ValueError(
-            "`on_bad_annotation` must be 'raise' or 'skip'. Received: "
-            f"on_bad_annotation={on_bad_annotation!r}"
-        )
-    data_format = data_format or keras.config.image_data_format()
-    if data_format not in ("channels_first", "channels_last"):
-        raise ValueError(
-            "`data_format` must be 'channels_first', 'channels_last' or None. "
-            f"Received: data_format={data_format!r}"
-        )
+    skip = skips("on_bad_annotation", on_bad_annotation)
     augmentation = SSDAugmentation() if augment is True else augment or None
-    skip = on_bad_annotation == "skip"
     names = [train_split, test_split]
     if val_split is not None:
         names.insert(1, val_split)
     opened = [source.split(name) for name in names]
     splits = [
-        _scanned(examples, skip, max_objects, train_difficult, train_crowd)
+        scan_split(examples, skip, max_objects, train_difficult, train_crowd)
         for examples in opened
     ]
     random = [augmentation is not None, *[False] * len(splits[1:])]
@@ -446,7 +389,7 @@ def make_detection_feed(
         cache = fits_in_memory(needed)
     for split, whole in zip(splits, random, strict=True):
         if cache or skip:
-            _decode_all(split, size, whole, cache, skip)
+            decode_all(split, size, whole, cache, skip)
         if not split.images:
             raise ValueError(
                 "`source` must hold a good image in each split. Received: "
@@ -462,11 +405,7 @@ def make_detection_feed(
             )
     train, *between, test = splits
     validation = between[0] if between else test
-    if len(train.images) < batch_size:
-        raise ValueError(
-            "`batch_size` must be at most the number of good training images, "
-            f"{len(train.images)}. Received: batch_size={batch_size}"
-        )
+    check_count(batch_size, len(train.images), "good training")
     if max_objects is None:
         counts = [i.trained.sum() for s in splits for i in s.images]
         max_objects = max(1, *map(int, counts))
@@ -487,143 +426,6 @@ def make_detection_feed(
     )
 
 
-def _decoded(
-    examples: DetectionExamples,
-    image: _Image,
-    size: tuple[int, int],
-    whole: bool,
-) -> np.ndarray | Problem:
-    """Decodes an image: in its own size if it is to be augmented.
-
-    A JPEG so large that its smallest crop is shrunk all the same is decoded
-    at a part of its size.
-    """
-    least = [math.ceil(side / LEAST_SCALE) for side in size]
-    try:
-        encoded = examples.read(image.position)
-        pixels = rgb_with_pillow(
-            encoded,
-            (least[0], least[1]) if whole else None,
-            upright=not image.lying,
-        )
-        return np.asarray(
-            pixels if whole else resized_with_pillow(pixels, size)
-        )
-    except (OSError, ValueError) as error:
-        return _problem(examples, image.position, error)
-
-
-def _scanned(
-    examples: DetectionExamples,
-    skip: bool,
-    max_objects: int | None,
-    train_difficult: bool,
-    train_crowd: bool,
-) -> _Split:
-    """Looks at all annotations of a split and at the sizes of its images."""
-    split = _Split(examples, [], [], list(examples.problems), [])
-    load_optional("PIL.Image", "arrays")
-
-    def look(position: int) -> tuple[Any, ...] | Problem:
-        try:
-            # First, so that a missing image is reported as such.
-            encoded = examples.read(position)
-            description = examples.describe(position)
-            upright, stored = image_sizes(encoded)
-            # Some tools draw boxes on the image as the file holds it.
-            lying = description.size == stored != upright
-            size = stored if lying else upright
-            return size, lying, *checked(description, size)
-        except (OSError, ValueError) as error:
-            return _problem(examples, position, error)
-
-    for position, found in _each(examples, range(len(examples)), look):
-        if isinstance(found, Problem):
-            split.skipped_images.append(found)
-            continue
-        size, lying, objects, bad, clipped = found
-        trained = np.ones(len(objects.classes), bool)
-        if not train_difficult:
-            trained &= ~objects.difficult
-        if not train_crowd:
-            trained &= ~objects.crowd
-        if max_objects is not None:
-            surplus = trained & (np.cumsum(trained) > max_objects)
-            reason = f"it is one more than max_objects={max_objects}"
-            for row in np.flatnonzero(surplus):
-                bad.append(Problem(objects.names[row], reason))
-            trained &= ~surplus
-        split.skipped_objects += bad
-        split.clipped += clipped
-        split.images.append(_Image(position, size, objects, trained, lying))
-    if not skip:
-        _refuse_bad(split.skipped_images, split.skipped_objects)
-    return split
-
-
-def _decode_all(
-    split: _Split, size: tuple[int, int], whole: bool, keep: bool, skip: bool
-) -> None:
-    """Decodes all images of a split, and leaves those out that cannot be."""
-
-    def decode(index: int) -> np.ndarray | Problem:
-        return _decoded(split.examples, split.images[index], size, whole)
-
-    good: list[_Image] = []
-    for index, found in _each(split.examples, range(len(split.images)), decode):
-        if isinstance(found, Problem):
-            split.skipped_images.append(found)
-            continue
-        if keep:
-            split.pixels[len(good)] = found
-        good.append(split.images[index])
-    split.images = good
-    if not skip:
-        _refuse_bad(split.skipped_images, [])
-
-
-def _each(
-    examples: DetectionExamples, numbers: range, work: Callable[[int], Any]
-) -> Iterator[tuple[int, Any]]:
-    """Does something for each number, in threads, and shows progress."""
-    steps = range(math.ceil(len(numbers) / _CHUNK))
-    progress = progress_bar(len(numbers))
-
-    def tasks(step: int) -> list[tuple[int]]:
-        return [(n,) for n in numbers[step * _CHUNK : (step + 1) * _CHUNK]]
-
-    for step, results in zip(
-        steps, in_threads(work, tasks, steps), strict=True
-    ):
-        yield from zip((n for (n,) in tasks(step)), results, strict=True)
-        if progress:
-            progress.update(min((step + 1) * _CHUNK, len(numbers)))
-
-
 def _joined(parts: list[str]) -> str:
     *first, last = parts
     return f"{', '.join(first)} and {last}"
-
-
-def _problem(
-    examples: DetectionExamples, position: int, error: Exception
-) -> Problem:
-    reason = getattr(error, "strerror", None) or str(error)
-    return Problem(examples.name(position), reason)
-
-
-def _refuse_bad(images: list[Problem], objects: list[Problem]) -> None:
-    if images or objects:
-        raise _refusal(images, objects)
-
-
-def _refusal(images: list[Problem], objects: list[Problem]) -> ValueError:
-    """Names the first five."""
-    told = [f"{name!r}: {reason}" for name, reason in [*images, *objects]]
-    more = f"; and {len(told) - 5} more" if len(told) > 5 else ""
-    return ValueError(
-        "`source` must hold whole images and boxes of its classes within them "
-        "(or pass on_bad_annotation='skip'). Received: "
-        f"{len(images)} bad images and {len(objects)} bad objects: "
-        f"{'; '.join(told[:5])}{more}"
-    )
