@@ -167,7 +167,7 @@ class _Run:
         self.deployed = deployable(model, task.preprocessing)
         # What is saved is what is evaluated. The same weights in a model of
         # their own: with a compiled one its loss would be saved too.
-        self.tested = keras.Model(self.deployed.inputs, self.deployed.outputs)
+        self.tested = keras.Model(self.deployed.input, self.deployed.output)
         self.signals = _Signals()
         self.computed_by = accelerate(model)
         accelerate(self.tested)
