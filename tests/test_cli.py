@@ -18,6 +18,7 @@ from keras_muffnet.cli import quantize_classifier
 from keras_muffnet.cli.main import COMMANDS
 from keras_muffnet.cli.main import main
 from keras_muffnet.litert.metadata import read_metadata
+from keras_muffnet.training.loop import Interrupted
 from tests.conftest import write_photos
 
 
@@ -127,6 +128,33 @@ def test_an_interrupted_command_says_so(capsys):
 
     assert common.run(work, "muffnet serve") == 130
     assert capsys.readouterr().err == "\nmuffnet serve: interrupted\n"
+
+
+def test_an_interrupted_run_says_where(capsys):
+    def work():
+        raise Interrupted("after epoch 1, step 2 of the next")
+
+    assert common.run(work, "muffnet train", "here") == 130
+    assert capsys.readouterr().err == (
+        "\nmuffnet train: interrupted after epoch 1, step 2 of the next; the "
+        "same command resumes here\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [("a.png", "boxes"), ("a.JPG", "a.mp4"), ("a.mp4", "a.png")],
+)
+def test_detect_writes_what_it_reads(source, output, tmp_path, muffnet):
+    (tmp_path / source).write_bytes(b"")
+    # Before the model, which may take minutes, is looked for.
+    line = muffnet(
+        *("detect", "--model", "none.keras", tmp_path / source),
+        *("--output", tmp_path / output),
+        status=1,
+    )
+    assert "--output must end " in line
+    assert line.endswith(f"Received: {tmp_path / output}")
 
 
 def test_count_prints_the_published_counts(muffnet):

@@ -301,9 +301,10 @@ def test_detect_reports_what_is_missing(
     if missing == "pixels":
         picture(0).save(source)
         source.write_bytes(source.read_bytes()[:900])
+    target = tmp_path / f"out{source.suffix}"
     line = muffnet(
         *("detect", "--model", folder / "model.keras", source),
-        *("--output", tmp_path / "out.mp4"),
+        *("--output", target),
         status=1,
     )
     wanted = {
@@ -312,7 +313,7 @@ def test_detect_reports_what_is_missing(
         "pixels": f"input must hold whole images. Received: {source} ",
     }
     assert line.startswith(f"muffnet detect: error: {wanted[missing]}")
-    assert not (tmp_path / "out.mp4").exists()
+    assert not target.exists()
 
 
 class StopError(Exception):

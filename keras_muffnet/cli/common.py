@@ -64,7 +64,10 @@ def report(error: BaseException, program: str, resumes: str = "") -> int | None:
     """
     if isinstance(error, KeyboardInterrupt):
         hint = f"; the same command resumes {resumes}" if resumes else ""
-        print(f"\n{program}: interrupted{hint}", file=sys.stderr, flush=True)
+        # A run says after which step it was.
+        when = f" {error}" if str(error) else ""
+        line = f"\n{program}: interrupted{when}{hint}"
+        print(line, file=sys.stderr, flush=True)
         return INTERRUPTED
     if isinstance(error, expected_failures()):
         line = f"{program}: error: {in_one_line(error)}"

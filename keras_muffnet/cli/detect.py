@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
             f"input must be a folder or end in {', '.join(SUFFIXES + VIDEOS)}. "
             f"Received: {args.input}"
         )
+    check_output(args.output, args.input)
     detector = load_detector(args.model)
     labels = list(detector.class_names)
     if args.labels:
@@ -85,6 +86,28 @@ def run(args: argparse.Namespace) -> None:
         return
     for path, target in pictures(args.input, args.output):
         mark_picture(path, target, mark, args.threshold)
+
+
+def check_output(output: pathlib.Path, source: pathlib.Path) -> None:
+    """Raises if the output's name says of no format that can be written."""
+    from keras_muffnet._optional import load_optional
+
+    if source.is_dir():
+        return
+    suffix = output.suffix.lower()
+    if source.suffix.lower() in VIDEOS:
+        if suffix not in VIDEOS:
+            raise ValueError(
+                f"--output must end in {', '.join(VIDEOS)} for a video. "
+                f"Received: {output}"
+            )
+        return
+    pillow = load_optional("PIL.Image", "arrays")
+    if pillow.registered_extensions().get(suffix) not in pillow.SAVE:
+        raise ValueError(
+            "--output must end as a picture does, such as .png or .jpg, for "
+            f"an image. Received: {output}"
+        )
 
 
 def pictures(
