@@ -19,23 +19,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "test_matrix.md"
 
 
-# What the subset covers: the networks, data, training, export, quantization,
-# LiteRT and the server. Tests of other backends need `make test`.
+# What the subset covers: the networks, data, evaluation, export, quantization,
+# LiteRT's metadata and the server. The whole suite needs `make test`.
 TESTS = (
     "tests/test_muffnet.py",
     "tests/test_layers.py",
     "tests/test_complexity.py",
     "tests/test_data.py",
-    "tests/test_data_feed.py",
-    "tests/test_detection.py",
     "tests/test_evaluation.py",
-    "tests/test_export.py",
-    "tests/test_litert.py",
+    "tests/test_export.py::test_formats",
+    "tests/test_export.py::test_every_format_is_served",
+    "tests/test_quantization_ends.py",
     "tests/test_litert_metadata.py",
     "tests/test_model_server.py",
     "tests/test_model_server_grpc.py",
-    "tests/test_quantization_lowering.py",
-    "tests/test_published.py",
 )
 
 

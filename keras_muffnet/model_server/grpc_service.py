@@ -1,5 +1,7 @@
 """TensorFlow Serving's gRPC services."""
 
+import contextlib
+import importlib
 import logging
 import time
 from collections.abc import Callable
@@ -11,9 +13,7 @@ from typing import Any
 import grpc
 from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.apis import model_management_pb2
-from tensorflow_serving.apis import model_service_pb2
 from tensorflow_serving.apis import model_service_pb2_grpc
-from tensorflow_serving.apis import prediction_service_pb2
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from keras_muffnet._optional import load_optional
@@ -31,10 +31,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_DETAILS = 1024  # characters of an error
 _SERVICES = (
-    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
-    prediction_service_pb2.DESCRIPTOR.services_by_name[
-        "PredictionService"
-    ].full_name,
+    "tensorflow.serving.ModelService",
+    "tensorflow.serving.PredictionService",
 )
 
 
@@ -144,6 +142,13 @@ def _add_health(server: grpc.Server) -> None:
 
 def _add_reflection(server: grpc.Server, has_health: bool) -> None:
     reflection = load_optional("grpc_reflection.v1alpha.reflection", "serving")
+    # Describe the services. Those before tensorflow-serving-api 2.21 are of a
+    # protobuf that is long gone; clients then see the services' names alone.
+    with contextlib.suppress(AttributeError):
+        importlib.import_module("tensorflow_serving.apis.model_service_pb2")
+        importlib.import_module(
+            "tensorflow_serving.apis.prediction_service_pb2"
+        )
     names = [*_SERVICES, reflection.SERVICE_NAME]
     names += ["grpc.health.v1.Health"] if has_health else []
     reflection.enable_server_reflection(names, server)
