@@ -54,6 +54,45 @@ def test_names_and_structure_are_kept(model, quantized):
     assert [x.name for x in quantized.inputs] == ["image"]
 
 
+@pytest.mark.parametrize("engine", ["keras", "tfmot"])
+def test_an_output_may_have_the_name_of_a_layer_further_inside(engine):
+    def outputs(x):
+        pool = layers.MaxPooling2D(1, name="pool")
+        relu = layers.ReLU(name="relu")
+        softmax = layers.Softmax(name="softmax")
+        return [
+            relu(layers.Conv2D(2, 1)(relu(x))),
+            pool(layers.Conv2D(2, 1)(pool(x))),
+            softmax(layers.Conv2D(2, 1)(softmax(x))),
+        ]
+
+    keras.utils.set_random_seed(0)
+    model = network(outputs)
+    quantized = quantization.quantize_aware(model, uniform(), engine=engine)
+    assert quantized.output_names == ["relu", "pool", "softmax"]
+    for given, wanted in zip(
+        quantized(uniform()), model(uniform()), strict=True
+    ):
+        assert decibels(np.asarray(wanted), np.asarray(given)) > 30
+
+
+def test_several_outputs_of_one_layer_have_names_of_their_own():
+    def outputs(x):
+        dense = layers.Dense(3, activation="softmax", name="scores")
+        first = layers.GlobalAveragePooling2D()(x)
+        y = layers.GlobalMaxPooling2D()(x)
+        return [dense(first), x, dense(y), x]
+
+    keras.utils.set_random_seed(0)
+    model = network(outputs)
+    quantized = quantization.quantize_aware(model, uniform())
+    assert quantized.output_names == ["scores", "conv", "scores_2", "conv_2"]
+    for given, wanted in zip(
+        quantized(uniform()), model(uniform()), strict=True
+    ):
+        assert decibels(np.asarray(wanted), np.asarray(given)) > 30
+
+
 def test_what_is_not_trained_stays_so(quantized):
     trained = {v.path.split("/")[0] for v in quantized.trainable_variables}
     assert {name.removesuffix("_inner") for name in trained} == {

@@ -1,5 +1,6 @@
 """What a model's inputs and outputs are called, and how they are arranged."""
 
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ class Ends(NamedTuple):
     Attributes:
         name: the model's.
         input_names: one for each input.
-        output_names: one for each output; losses and metrics go by them.
+        output_names: one for each output; losses and metrics go by them. Of
+            several outputs of one layer the second has a number behind it.
         output_structure: the number of each output, 0 for the first, arranged
             as the model gives them: by itself, in a list or in a dict.
         softmax: for each output the axis of the softmax that it ends in, which
@@ -55,10 +57,22 @@ def read_ends(model: keras.Model, graph: Graph, foreign: set[int]) -> Ends:
     return Ends(
         model.name,
         tuple(x.name for x in model.inputs),
-        tuple(names),
+        _numbered(names),
         structure,
         softmax,
     )
+
+
+def _numbered(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each of which occurs once."""
+    unique: list[str] = []
+    for name in names:
+        tried, count = name, 1
+        while tried in unique:
+            count += 1
+            tried = f"{name}_{count}"
+        unique.append(tried)
+    return tuple(unique)
 
 
 def _softmax_axis(operation: Any) -> int | None:

@@ -248,9 +248,7 @@ def build(plan: Plan, ranges: Sequence[Range] | None = None) -> keras.Model:
     if ranges is None:
         return keras.Model(images, outputs)
     ends = plan.ends
-    # A name may be that of a layer further inside.
-    used = {layer.name for layer in keras.Model(images, outputs).layers}
-    borne = set(ends_to_add(plan)) - used
+    borne = ends_to_add(plan)
     for k, name in enumerate(ends.output_names):
         if name in borne and ends.softmax[k] is not None:
             softmax = FinalSoftmax(ends.softmax[k], name=name, dtype="float32")
@@ -456,6 +454,10 @@ def _make_layer(
     if ranges is not None and step.range is not None:
         output_range = ranges[step.range]
     settings = layer_settings(step, quantized=output_range is not None)
+    wraps = ranges is not None and (is_kernel or output_range is not None)
+    outer = f"{name}_inner" if name in taken else name
+    if not wraps:
+        name = outer
     # Whatever the global policy: lower precisions are not converted.
     if step.kind in OPERATIONS:
         layer = Operation(step.kind, settings, name=name, dtype="float32")
@@ -463,13 +465,13 @@ def _make_layer(
         kind = _KINDS.get(step.kind) or getattr(layers, step.kind)
         penalties = {} if ranges is None else step.penalties
         layer = kind(name=name, dtype="float32", **settings, **penalties)
-    if ranges is None or not (is_kernel or output_range):
+    if not wraps:
         return layer
     return FakeQuantized(
         layer,
         step.bits if is_kernel else 0,
         output_range,
         step.per_channel,
-        name=f"{name}_inner" if name in taken else name,
+        name=outer,
         dtype="float32",
     )

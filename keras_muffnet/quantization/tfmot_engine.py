@@ -18,6 +18,7 @@ from tensorflow_model_optimization.sparsity import keras as sparsity
 from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import Range
 from keras_muffnet.quantization.plan import assemble
+from keras_muffnet.quantization.plan import ends_to_add
 from keras_muffnet.quantization.plan import layer_settings
 from keras_muffnet.quantization.ranges import LEAST_TO_BIAS
 from keras_muffnet.quantization.ranges import LEAST_WEIGHT
@@ -398,13 +399,17 @@ def _first_convolution(plan: Plan) -> str | None:
 
 def _build(plan: Plan, wrap: Wrap, quantized: bool) -> tf_keras.Model:
     made: dict[str, tf_keras.layers.Layer] = {}
+    taken = ends_to_add(plan)
 
     def call(step: Step, x: Any) -> Any:
         is_kernel = step.kind in KERNELS
         if is_kernel and step.layer_name in made:
             return made[step.layer_name](x)
         name = step.layer_name if is_kernel else step.name
-        settings = layer_settings(step, quantized and step.range is not None)
+        has_range = quantized and step.range is not None
+        settings = layer_settings(step, has_range)
+        if name in taken and not (is_kernel or has_range):
+            name = f"{name}_inner"  # a wrapper would have a prefix
         layer: tf_keras.layers.Layer
         if step.kind in OPERATIONS:
             layer = Operation(step.kind, settings, name=name)
