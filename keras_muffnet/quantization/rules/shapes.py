@@ -264,14 +264,19 @@ def _get_item(w: Writer, x: int) -> int:
             taken.append([start, start + 1, 1])
     if len(shape) == 3:
         taken.insert(0, [None, None, None])
-    sliced = (None, *map(_length, taken, w.input_shape()[1:]))
-    if sliced != w.input_shape():
+    sizes = w.input_shape()[1:]
+    sliced = (None, *map(_length, taken, sizes))
+    if any(map(_changes, taken, sizes)):
         x = _sliced(w, x, taken)
     return x if sliced[1:] == w.shape()[1:] else w.reshape(x, w.shape())
 
 
 def _length(key: list, size: int) -> int:
     return len(range(size)[slice(*key)])
+
+
+def _changes(key: list, size: int) -> bool:
+    return range(size)[slice(*key)] != range(size)
 
 
 def _sliced(w: Writer, x: int, taken: list) -> int:
