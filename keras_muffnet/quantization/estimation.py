@@ -59,8 +59,8 @@ def observe(plan: Plan, arrays: Sequence[np.ndarray]) -> Observed:
     bounded = {
         k: (float(found[:, 0].min()), float(found[:, 1].max()))
         for k, step in enumerate(plan.steps, start=1)
-        for found in [extremes.get(step.name)]
-        if found is not None
+        if step.name in extremes
+        for found in [extremes[step.name].limits]
     }
     kernels = {
         step.name: step.inputs[0] for step in plan.steps if step.kind in KERNELS

@@ -1,11 +1,13 @@
 """Fake-quantized models in Keras 3, on any of its backends."""
 
 import contextlib
+import math
 from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -29,6 +31,8 @@ from keras_muffnet.quantization.steps import Slot
 from keras_muffnet.quantization.steps import Step
 
 _PACKAGE = "keras_muffnet"
+# The least number of values of which the greatest may be an exception.
+_MANY = 10_000
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -300,7 +304,8 @@ def calibrate(
     """Finds what each quantized output of a plan needs, in float.
 
     A range is the mean of what single batches of about 100 images need; so one
-    image out of the ordinary moves it by little.
+    image out of the ordinary moves it by little. A batch of few values has
+    more images: what is the greatest of a thousand values is no exception.
 
     Args:
         plan: the plan.
@@ -313,15 +318,28 @@ def calibrate(
     return mean_limits(find_extremes(plan, images, verbose))
 
 
-def mean_limits(extremes: Mapping[str, np.ndarray]) -> dict[str, Range]:
+class Extremes(NamedTuple):
+    """What a step gives for some examples.
+
+    Attributes:
+        limits: the lowest and the highest value of each, `(n, 2)`.
+        size: the number of values of each.
+    """
+
+    limits: np.ndarray
+    size: int
+
+
+def mean_limits(extremes: Mapping[str, Extremes]) -> dict[str, Range]:
     """The mean of what single batches of about 100 examples need.
 
     Args:
         extremes: as `find_extremes` gives them.
     """
     limits = {}
-    for name, found in extremes.items():
-        batches = np.array_split(found, -(-len(found) // 100))
+    for name, (found, size) in extremes.items():
+        count = min(-(-len(found) // 100), len(found) * size // _MANY)
+        batches = np.array_split(found, max(count, 1))
         low = np.mean([batch[:, 0].min() for batch in batches])
         high = np.mean([batch[:, 1].max() for batch in batches])
         limits[name] = float(low), float(high)
@@ -330,7 +348,7 @@ def mean_limits(extremes: Mapping[str, np.ndarray]) -> dict[str, Range]:
 
 def find_extremes(
     plan: Plan, images: Any, verbose: int = 0
-) -> dict[str, np.ndarray]:
+) -> dict[str, Extremes]:
     """Finds the lowest and highest value of each quantized output, in float.
 
     Args:
@@ -339,7 +357,7 @@ def find_extremes(
         verbose: 1 shows a progress bar.
 
     Returns:
-        For each step with a range an array `(n, 2)`.
+        For each step with a range what it gives.
     """
     images_input, tensors = _connect(plan, ranges=None)
     quantized = {
@@ -361,7 +379,10 @@ def find_extremes(
     watched.compile(jit_compile=keras.backend.backend() == "jax")
     found = watched.predict(images, batch_size=32, verbose=verbose)
     found = found if len(quantized) > 1 else [found]
-    return dict(zip(quantized, map(np.asarray, found), strict=True))
+    return {
+        name: Extremes(np.asarray(limits), math.prod(x.shape[1:]))
+        for (name, x), limits in zip(quantized.items(), found, strict=True)
+    }
 
 
 def make_float_layer(step: Step) -> layers.Layer:

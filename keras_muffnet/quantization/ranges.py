@@ -1,5 +1,6 @@
 """Limits of a plan's ranges, from what was found for its single outputs."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,6 +10,7 @@ from keras_muffnet.quantization.plan import Range
 from keras_muffnet.quantization.steps import INPUT_RANGE
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
+from keras_muffnet.quantization.steps import count_readers
 
 # The least limit of a channel's weights: a scale must not be zero, nor so small
 # that the bias, in steps of this scale times the input's, exceeds 32 bits.
@@ -18,6 +20,9 @@ LEAST_TO_BIAS = 1e-3
 # The greatest bias in such steps. That of 32 bits is 2^31; training may double
 # a bias.
 _GREATEST_BIAS = 2.0**30
+
+# Settings of steps that are numbers in their output's scale.
+_CONSTANTS = {"Bound": ("low", "high"), "PadWith": ("value",)}
 
 # Where an output is closer to zero than this, it is taken for zero: float32
 # holds no product of such a scale and a weight's.
@@ -38,7 +43,8 @@ def find_ranges(
         The values of `plan.ranges`. Zero lies within each. Where nothing else
         does, the range is (0, 1): next to a scale close to zero the
         interpreter would not run. A range too narrow for the bias of the
-        layer behind it is widened.
+        layer behind it is widened, and so is one in which a constant would be
+        rounded that many values are compared with.
 
     Raises:
         ValueError: naming the first step, if an output was not finite.
@@ -49,6 +55,7 @@ def find_ranges(
                 "`model` must give finite numbers on the calibration data. "
                 f"Layer {name!r} gives values in {limits}"
             )
+    found = _cut_off(plan, found)
     ranges = []
     for names, fixed in zip(plan.ranges, plan.fixed, strict=True):
         needed = [found[n] for n in names if n != INPUT_RANGE]
@@ -59,7 +66,75 @@ def find_ranges(
         if high - low < _LEAST_WIDTH:
             low, high = 0.0, 1.0
         ranges.append(fixed or (low, high))
-    return _without_overflow(plan, ranges)
+    return _without_overflow(plan, _with_constants(plan, ranges))
+
+
+def _cut_off(plan: Plan, found: Mapping[str, Range]) -> dict[str, Range]:
+    """Leaves out of ranges what only a minimum or a maximum reads."""
+    needed = dict(found)
+    readers = count_readers(plan.steps, plan.outputs)
+    for step in plan.steps:
+        number = step.inputs[0]
+        before = plan.steps[number - 1]
+        if step.kind != "Bound" or readers[number] > 1:
+            continue
+        if before.range is None or before.kind == "Input":
+            continue
+        lowest, highest = step.settings["low"], step.settings["high"]
+        low, high = needed[before.name]
+        if lowest is not None:
+            low, high = max(low, lowest), max(high, lowest)
+        if highest is not None:
+            low, high = min(low, highest), min(high, highest)
+        needed[before.name] = low, high
+    return needed
+
+
+def _with_constants(plan: Plan, ranges: list[Range]) -> list[Range]:
+    """Widens ranges until a constant lies where it does no harm.
+
+    All values that a maximum replaces by a constant have the same error if the
+    constant is not on a level. Where a function jumps, values near the jump
+    would be rounded across it, unless it is halfway between two levels.
+    """
+    widened = list(ranges)
+    for number, names in enumerate(plan.ranges):
+        if plan.fixed[number] is not None or INPUT_RANGE in names:
+            continue
+        jumps = [
+            (abs(s.settings["threshold"]), 0.5)
+            for s in plan.steps
+            if "threshold" in s.settings and _range_read(plan, s) == number
+        ]
+        constants = [
+            (abs(s.settings[key]), 0.0)
+            for s in plan.steps
+            if s.range == number
+            for key in _CONSTANTS.get(s.kind, ())
+            if s.settings[key]
+        ]
+        for constant, place in [*jumps, *constants][:1]:
+            widened[number] = _widened(ranges[number], constant, place)
+    return widened
+
+
+def _widened(limits: Range, constant: float, place: float) -> Range:
+    """The next wider range in which a constant is as far above a level.
+
+    Args:
+        limits: a range that holds zero.
+        constant: a positive number.
+        place: how far it is to be above a level, as a share of the scale.
+    """
+    low, high = limits
+    scale = (high - low) / 255
+    # What was widened before is not to be widened again.
+    levels = math.floor(constant / scale - place + 1e-3) + place
+    if not 0 < levels < 255:
+        return limits
+    scale = max(scale, constant / levels)
+    low = round(low / scale) * scale
+    return low, low + 255 * scale
 
 
 def _without_overflow(plan: Plan, ranges: list[Range]) -> list[Range]:
