@@ -238,6 +238,11 @@ class _Tracer:
             innermost[1] += 1
             name = f"{innermost[0]}_op{innermost[1]}"
         spec = operation.compute_output_spec(*args, **kwargs)
+        if isinstance(operation, keras.layers.EinsumDense):
+            # Its own lacks the sizes that its arguments do not name.
+            (x,) = inputs
+            kernel = KerasTensor(operation.kernel.shape, x.dtype)
+            spec = keras.ops.einsum(operation.equation, x, kernel)
         outputs = keras.tree.flatten(spec)
         if type(operation).__name__ == "Reshape" and not is_layer:
             outputs = [_with_known_sizes(outputs[0], inputs[0])]

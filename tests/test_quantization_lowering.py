@@ -17,6 +17,7 @@ from keras_muffnet.graph import trace
 from keras_muffnet.layers import ChannelGather
 from keras_muffnet.layers import ChannelShuffle
 from keras_muffnet.quantization import keras_engine
+from keras_muffnet.quantization.layouts import kinds_of
 from keras_muffnet.quantization.lowering import is_unknown
 from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.plan import FLOAT_BARRIER
@@ -25,7 +26,6 @@ from keras_muffnet.quantization.ranges import find_ranges
 from keras_muffnet.quantization.rules import RULES
 from keras_muffnet.quantization.rules.shapes import IDLE
 from keras_muffnet.quantization.steps import INPUT_RANGE
-from keras_muffnet.quantization.writer import kinds_of
 from tools.benchmarks.quantization_networks import NETWORKS as COVERED
 from tools.benchmarks.quantization_networks import build
 from tools.benchmarks.quantization_networks import images as covered_inputs
@@ -531,17 +531,66 @@ def test_calibration_finds_what_single_outputs_need():
     found = keras_engine.calibrate(plan, x)
     assert set(found) == {"a_relu", "b", "c", "e"}
     # The mean of what three batches need, of 84 and twice 83 images.
-    for name, values in (("a_relu", a), ("e", e)):
-        batches = np.split(values, [84, 167])
-        np.testing.assert_allclose(
-            found[name],
-            [
-                np.mean([batch.min() for batch in batches]),
-                np.mean([batch.max() for batch in batches]),
-            ],
-            rtol=1e-5,
+    batches = np.split(a, [84, 167])
+    expected = [
+        np.mean([batch.min() for batch in batches]),
+        np.mean([batch.max() for batch in batches]),
+    ]
+    np.testing.assert_allclose(found["a_relu"], expected, rtol=1e-5)
+    assert found["a_relu"][1] < a.max()
+    # Three numbers an image are few.
+    np.testing.assert_allclose(found["e"], [e.min(), e.max()], rtol=1e-5)
+
+
+def test_the_greatest_of_few_values_is_no_exception():
+    rng = np.random.default_rng(0)
+    limits = np.sort(rng.normal(size=(200, 2)), axis=-1)
+    few, many = (keras_engine.Extremes(limits, size) for size in (50, 500))
+    found = keras_engine.mean_limits({"few": few, "many": many})
+    assert found["few"] == (limits.min(), limits.max())
+    assert found["many"][1] < limits.max()
+
+
+@pytest.mark.parametrize(
+    ("function", "before", "found", "expected"),
+    [
+        (lambda x: ops.clip(x, 0.2, 1.5), (-3, 4), (0.2, 1.5), (0.0, 1.5)),
+        (lambda x: ops.maximum(x, 0.3), (-3, 2), (0.3, 2.0), (0.0, 2.0)),
+        (lambda x: ops.minimum(x, 0.3), (-2, 4), (-2.0, 0.3), (-2.0, 0.3)),
+    ],
+)
+def test_what_a_constant_replaces_needs_no_range(
+    function, before, found, expected
+):
+    plan = plan_quantization(
+        make_model(lambda x: function(layers.Conv2D(5, 3, name="conv")(x)))
+    )
+    names = plan.steps[-1].name, "conv"
+    limits = dict(zip(names, (found, before), strict=True))
+    _, (low, high) = find_ranges(plan, limits, (-1.0, 1.0))
+    # As wide, but for the next level.
+    width = expected[1] - expected[0]
+    assert low == pytest.approx(expected[0], abs=0.02 * width)
+    assert high == pytest.approx(expected[1], abs=0.02 * width)
+    scale = (high - low) / 255
+    constant = found[1] if expected[0] else found[0]
+    assert constant / scale == pytest.approx(round(constant / scale), abs=1e-3)
+    assert low / scale == pytest.approx(round(low / scale), abs=1e-3)
+    again = find_ranges(plan, dict.fromkeys(names, (low, high)), (-1.0, 1.0))
+    assert again[1] == pytest.approx((low, high))
+
+
+def test_a_jump_is_halfway_between_two_levels():
+    plan = plan_quantization(
+        make_model(
+            lambda x: ops.hard_shrink(layers.Conv2D(5, 3, name="conv")(x))
         )
-    assert found["e"][1] < e.max()
+    )
+    names = "conv", plan.steps[-1].name
+    found = dict.fromkeys(names, (-3.0, 4.0))
+    _, (low, high) = find_ranges(plan, found, (-1.0, 1.0))
+    assert 0.5 / ((high - low) / 255) % 1 == pytest.approx(0.5, abs=1e-3)
+    assert 7 <= high - low < 7.2
 
 
 def test_values_that_are_not_finite_are_refused_by_layer():
@@ -733,15 +782,18 @@ def test_bits_are_those_of_the_layers_named():
         (layers.LSTM(2, name="odd"), "none of the known kinds"),
         (layers.Conv2D(2, 1, activation=ops.sin, name="odd"), "Found: sin"),
         (layers.ReLU(0, 0.1, 1.0, name="odd"), "no negative slope"),
-        (layers.BatchNormalization(axis=1, name="odd"), "last axis"),
+        (layers.BatchNormalization(axis=2, name="odd"), "last axis"),
         (layers.Concatenate(axis=0, name="odd"), "batch"),
         (layers.Softmax(axis=(1, 2), name="odd"), "over one axis"),
-        (layers.Resizing(3, 3, antialias=True, name="odd"), "antialias=True"),
-        (layers.AdaptiveMaxPooling2D(3, name="odd"), "divides"),
         (
-            layers.UpSampling2D(interpolation="bicubic", name="odd"),
-            "'nearest' or 'bilinear'. Found: 'bicubic'",
+            layers.Resizing(3, 3, crop_to_aspect_ratio=True, name="odd"),
+            "crop_to_aspect_ratio=True",
         ),
+        (
+            layers.EinsumDense("abcd,ed->abce", (8, 8, 3), name="odd"),
+            "first axes",
+        ),
+        (layers.AdaptiveMaxPooling2D(3, name="odd"), "divides"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -773,6 +825,17 @@ def test_what_cannot_be_quantized_is_refused_by_name(layer, reason):
         (lambda x: ops.pad(x, 1), "pad", "batch axis alone"),
         (lambda x: ops.max(x, 1, initial=0.0), "max", "no initial value"),
         (lambda x: x[:, 0, 0] + x, "add", "same number of axes"),
+        (lambda x: ops.einsum("abcd->abc", x), "einsum", "two operands"),
+        (
+            lambda x: ops.einsum("abcd,abcd->abcd", x, x),
+            "einsum",
+            "must sum over the axes",
+        ),
+        (
+            lambda x: ops.dot_product_attention(x, x, x, is_causal=True),
+            "dot_product_attention",
+            "must not be causal",
+        ),
     ],
 )
 def test_what_operation_cannot_be_quantized_is_refused(operation, name, reason):
@@ -781,12 +844,45 @@ def test_what_operation_cannot_be_quantized_is_refused(operation, name, reason):
         plan_quantization(model)
 
 
-def test_channels_first_is_refused():
-    model = make_model(
-        layers.MaxPooling2D(2, data_format="channels_first", name="odd")
-    )
-    with pytest.raises(ValueError, match=r"layer 'odd' .*channels-last"):
+def test_a_masked_softmax_is_refused():
+    def network(x):
+        return layers.Softmax(name="odd")(x, mask=np.ones(CHANNELS, bool)) * 2.0
+
+    model = make_model(network)
+    with pytest.raises(ValueError, match=r"layer 'odd' .*no mask"):
         plan_quantization(model)
+
+
+def test_channels_first_are_turned_once():
+    def network(x):
+        first = {"data_format": "channels_first"}
+        x = layers.Conv2D(4, 3, **first)(x)
+        x = layers.ReLU()(layers.BatchNormalization(axis=1)(x))
+        x = layers.Concatenate(axis=1)([x, layers.ReLU(6)(x)])
+        return layers.GlobalMaxPooling2D(**first)(x)
+
+    plan = plan_quantization(make_model(network))
+    kinds = [step.kind for step in plan.steps]
+    assert kinds.count("Permute") == 1
+
+
+@pytest.fixture
+def channels_first_everywhere():
+    keras.config.set_image_data_format("channels_first")
+    yield
+    keras.config.set_image_data_format("channels_last")
+
+
+def test_the_data_format_may_be_set_for_all_of_keras(
+    channels_first_everywhere,
+):
+    def network(x):
+        x = layers.Rescaling([0.5, 2.0, 1.0, 1.5])(x)
+        x = layers.Conv2D(5, 3)(layers.UpSampling2D()(x))
+        return layers.GlobalAveragePooling2D()(layers.MaxPooling2D()(x))
+
+    model = make_model(network, (4, 8, 8))
+    assert_same(plan_quantization(model), model)
 
 
 def test_inputs_of_no_one_size_are_refused():

@@ -20,12 +20,12 @@ from keras_muffnet.graph import trace
 from keras_muffnet.quantization.folding import affine_to_depthwise
 from keras_muffnet.quantization.folding import fold_affine
 from keras_muffnet.quantization.folding import with_uneven_bias
+from keras_muffnet.quantization.layouts import kinds_of
 from keras_muffnet.quantization.rules import RULES
 from keras_muffnet.quantization.rules.activations import ACTIVATIONS
 from keras_muffnet.quantization.steps import Lowered
 from keras_muffnet.quantization.steps import refuse
 from keras_muffnet.quantization.writer import Writer
-from keras_muffnet.quantization.writer import kinds_of
 
 # What takes all layers that no rule fits.
 UNKNOWN = "unknown"

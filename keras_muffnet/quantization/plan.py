@@ -60,6 +60,21 @@ _MOVING = (
 _WIDENING = ("Bound", "Maximum", "Minimum", "PadWith")
 _WIDENING_FUNCTIONS = ("hard_shrink", "threshold")
 
+# The kinds that have a data format.
+_OF_IMAGES = (
+    "AveragePooling2D",
+    "ChannelSlice",
+    "Conv2D",
+    "Conv2DTranspose",
+    "Cropping2D",
+    "DepthwiseConv2D",
+    "GlobalAveragePooling2D",
+    "GlobalMaxPooling2D",
+    "MaxPooling2D",
+    "UpSampling2D",
+    "ZeroPadding2D",
+)
+
 _RELU_FOLDS_INTO = (*KERNELS, "Add", "Multiply", "Subtract")
 
 # Stands for none of the model.
@@ -236,6 +251,8 @@ def layer_settings(step: Step, quantized: bool) -> dict[str, Any]:
         settings["max_value"] = None
     elif step.kind == "Cut" and quantized:
         settings.update(low=None, high=None)
+    if step.kind in _OF_IMAGES:  # whatever is set for all of Keras
+        settings["data_format"] = "channels_last"
     return settings
 
 

@@ -125,7 +125,8 @@ def _bring_back(
                 f"`model` must have a bias in layer {layer.name!r} for the "
                 "one that was trained: a constant is added behind it"
             )
-        layer.bias.assign(layer.bias + change / divisor)
+        change = np.reshape(change / divisor, layer.bias.shape)
+        layer.bias.assign(layer.bias + change)
         return
     norm = norms[-1]
     change = change / _divisor(step.scale_behind)

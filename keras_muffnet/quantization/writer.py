@@ -1,6 +1,7 @@
 """Writes down the steps that the calls of a graph become, rule by rule."""
 
 import collections
+import inspect
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ import numpy as np
 
 from keras_muffnet.graph import Call
 from keras_muffnet.graph import Graph
+from keras_muffnet.quantization.layouts import has_channels_first
+from keras_muffnet.quantization.layouts import kinds_of
 from keras_muffnet.quantization.steps import FOREIGN
 from keras_muffnet.quantization.steps import INPUT_RANGE
 from keras_muffnet.quantization.steps import RefusedError
@@ -36,6 +39,8 @@ class Writer:
 
     Sequences, `(batch, length, channels)`, are written as images of height 1,
     as LiteRT does itself: all shapes and axes here are those of the images.
+    Images whose channels are first in the model have them last here, from the
+    first layer that is told where they are on to one that goes by other axes.
     """
 
     def __init__(
@@ -56,6 +61,11 @@ class Writer:
         self.steps: list[Step] = []
         self.layers: dict[str, Any] = {}
         self.number: dict[int, int] = {}
+        # Of the tensors whose channels are first in the model and last here;
+        # and the others of each, where both are read.
+        self.moved: set[int] = set()
+        self.turned: dict[tuple[int, bool], int] = {}
+        self.channels_first = False
         self.names: dict[int, str] = {}
         # Names that the engines use themselves.
         self.taken = {x.name for x in graph.inputs} | {*self._input_names()}
@@ -104,7 +114,7 @@ class Writer:
                 self.number[id(x)] = len(self.steps)
 
     def _write_output(self, x: Any) -> int:
-        number = self.number[id(x)]
+        number = self._number(x, moved=False)
         if stored(x.shape) == tuple(x.shape):
             return number
         name = self._free(f"{self.steps[number - 1].name}_as_sequence")
@@ -135,10 +145,13 @@ class Writer:
         self.name = self.names[id(operation)]
         self.calls_of[self.name] += 1
         self.used.clear()
-        before = len(self.steps)
+        before, turned = len(self.steps), dict(self.turned)
         try:
             results = self._apply_rule(call)
         except RefusedError as error:
+            self.moved.difference_update(map(id, call.outputs))
+            self.channels_first = False
+            self.turned = turned
             named = {self.name, operation.name} & self.float_layers
             if not (named or self.keeps_unknown):
                 self.problems.append(error.problem)
@@ -155,18 +168,47 @@ class Writer:
         kinds = [k for k in kinds_of(operation) if k in self.rules]
         if not kinds:
             self.refuse("is of none of the known kinds")
-        if getattr(operation, "data_format", None) == "channels_first":
-            self.refuse("must take channels-last images")
-        return self.rules[kinds[0]](
-            self, *[self.number[id(x)] for x in call.inputs]
+        moved = self.channels_first = has_channels_first(
+            call, any(id(x) in self.moved for x in call.inputs)
         )
+        rule = self.rules[kinds[0]]
+        inputs = [self._number(x, moved) for x in call.inputs]
+        try:
+            inspect.signature(rule).bind(self, *inputs)
+        except TypeError:  # a mask, as a rule
+            self.refuse(f"must not be called on {len(inputs)} tensors")
+        rank = len(call.inputs[0].shape)
+        if moved:
+            self.moved.update(
+                id(x) for x in call.outputs if len(x.shape) == rank > 2
+            )
+        return rule(self, *inputs)
+
+    def _number(self, x: Any, moved: bool) -> int:
+        """The number of a tensor with its channels last here, or as it is."""
+        number, rank = self.number[id(x)], len(x.shape)
+        if rank < 3 or (id(x) in self.moved) == moved:
+            return number
+        key = id(x), moved
+        if key not in self.turned:
+            last = (*range(2, rank), 1)
+            order = last if moved else (rank - 1, *range(1, rank - 1))
+            if rank == 3:
+                order = (1, 3, 2)
+            where = "last" if moved else "first"
+            name = self.steps[number - 1].name
+            name = self._free(f"{name}_channels_{where}")
+            settings = {"dims": order}
+            self.steps.append(Step(name, name, "Permute", (number,), settings))
+            self.turned[key] = len(self.steps)
+        return self.turned[key]
 
     def _write_foreign(self, call: Call) -> list[int]:
         """Writes a layer as it is, for each of its outputs."""
         self.used.clear()
         inputs = []
         for k, x in enumerate(call.inputs):
-            number = self.number[id(x)]
+            number = self._number(x, moved=False)
             if stored(x.shape) != tuple(x.shape):
                 number = self.reshape(number, tuple(x.shape), part=f"given{k}")
             inputs.append(number)
@@ -257,18 +299,22 @@ class Writer:
 
     def shape(self, number: int = 0) -> Shape:
         """The shape of the present call's output, batch axis included."""
-        return stored(self.call.outputs[number].shape)
+        x = self.call.outputs[number]
+        return stored(x.shape, id(x) in self.moved)
 
     def input_shape(self, number: int = 0) -> Shape:
         """The shape of the present call's input, batch axis included."""
-        return stored(self.call.inputs[number].shape)
+        return stored(self.call.inputs[number].shape, self.channels_first)
 
     def axis(self, axis: int) -> int:
         """Where an axis of the present call's input is here."""
         rank = len(self.call.inputs[0].shape)
-        if axis % rank == 0:
+        axis %= rank
+        if axis == 0:
             self.refuse("must leave the batch axis alone")
-        return axis % rank + (1 if rank == 3 else 0)
+        if self.channels_first:
+            axis = rank - 1 if axis == 1 else axis - 1
+        return axis + (1 if rank == 3 else 0)
 
     def axes(self, axis: Any) -> tuple[int, ...]:
         """The same for several axes."""
@@ -276,6 +322,15 @@ class Writer:
             self.refuse("must leave the batch axis alone")
         given = axis if isinstance(axis, (tuple, list)) else (axis,)
         return tuple(sorted(self.axis(a) for a in given))
+
+    def laid_out(self, value: Any) -> np.ndarray:
+        """A constant operand of the present call, with its axes as here."""
+        array = np.asarray(keras.ops.convert_to_numpy(value), np.float32)
+        rank = len(self.call.outputs[0].shape)
+        if not self.channels_first or array.size == 1:
+            return array
+        array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+        return np.moveaxis(array, 1, -1)
 
     def constants(self) -> list[Any]:
         """What the present call was given other than tensors."""
@@ -295,15 +350,14 @@ class Writer:
         refuse(self.name, f"({type(self.layer).__name__}){where} {reason}")
 
 
-def stored(shape: Sequence[int | None]) -> Any:
-    """The shape that a tensor has among the steps, batch axis included."""
+def stored(shape: Sequence[int | None], moved: bool = False) -> Any:
+    """The shape that a tensor has among the steps, batch axis included.
+
+    Args:
+        shape: the shape in the model.
+        moved: whether its channels are first there and last here.
+    """
     shape = tuple(shape)
+    if moved and len(shape) > 2:
+        shape = (shape[0], *shape[2:], shape[1])
     return (shape[0], 1, *shape[1:]) if len(shape) == 3 else shape
-
-
-def kinds_of(operation: Any) -> list[str]:
-    """What rules for a layer or operation are listed under."""
-    if isinstance(operation, keras.layers.Layer):
-        return [type(operation).__name__]
-    # Functions of keras.ops, recorded when they are called on Keras's tensors.
-    return [f"op {type(operation).__name__}"]

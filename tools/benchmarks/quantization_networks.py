@@ -16,7 +16,7 @@ from keras import ops
 
 IMAGE = (12, 12, 3)
 SEQUENCE = (16, 3)
-VECTOR = (10,)
+VECTOR = (32,)
 
 
 class Network(NamedTuple):
@@ -41,7 +41,10 @@ def build(network: Network) -> keras.Model:
     keras.utils.set_random_seed(0)
     inputs = [keras.Input(shape) for shape in network.shapes]
     tensors = list(map(_stem, inputs)) if network.stem else inputs
-    outputs = network.body(*tensors)
+    body = network.body
+    if isinstance(body, layers.Layer):  # made before there was a seed
+        body = type(body).from_config(body.get_config())
+    outputs = body(*tensors)
     if network.stem and not isinstance(outputs, (list, tuple)):
         outputs = _head(outputs)
     model = keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs)
@@ -77,7 +80,7 @@ def images(network: Network, count: int, seed: int = 1) -> list[np.ndarray]:
 def _stem(x: Any) -> Any:
     rank = len(x.shape)
     if rank == 2:
-        return layers.BatchNormalization()(layers.Dense(8)(x))
+        return layers.BatchNormalization()(layers.Dense(32)(x))
     kind = layers.Conv2D if rank == 4 else layers.Conv1D
     return layers.BatchNormalization()(kind(8, 3, padding="same")(x))
 
@@ -192,7 +195,7 @@ def _several_readers(x: Any) -> Any:
 
 
 def _two_dots(x: Any) -> Any:
-    a, b = layers.Dense(6)(x), layers.Dense(6)(x)
+    a, b = layers.Dense(16)(x), layers.Dense(16)(x)
     return layers.Concatenate()([layers.Dot(1)([a, b]), a])
 
 
@@ -203,6 +206,38 @@ def _two(kind: type) -> Callable[[Any], Any]:
 def _mixed(x: Any, y: Any) -> Any:
     x = layers.GlobalAveragePooling2D()(_conv(x, "relu"))
     return layers.Dense(8, activation="relu")(layers.Concatenate()([x, y]))
+
+
+def _channels_first(x: Any) -> Any:
+    """A residual block with a gate, two branches and a head."""
+    first = {"data_format": "channels_first"}
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, **first)(x)
+    x = layers.ReLU()(layers.BatchNormalization(axis=1)(x))
+    y = layers.DepthwiseConv2D(3, padding="same", **first)(x)
+    x = layers.Add()([x, layers.BatchNormalization(axis=1)(y)])
+    gate = layers.GlobalAveragePooling2D(keepdims=True, **first)(x)
+    gate = layers.Conv2D(8, 1, activation="sigmoid", **first)(gate)
+    x = layers.Multiply()([x, gate])
+    x = layers.Concatenate(axis=1)(
+        [
+            layers.MaxPooling2D(2, **first)(x),
+            layers.AveragePooling2D(2, **first)(x),
+        ]
+    )
+    x = layers.PReLU(shared_axes=[2, 3])(x)
+    x = x * np.linspace(0.5, 1, 16, dtype="f").reshape(16, 1, 1)
+    x = layers.ZeroPadding2D(((0, 1), (2, 3)), **first)(x)
+    a, b = ops.split(x, 2, axis=1)
+    x = a - b[:, :, ::-1]
+    scores = layers.Dense(5)(layers.Flatten(**first)(x))
+    return [layers.Conv2D(4, 1, **first)(x), scores, ops.mean(x, axis=(2, 3))]
+
+
+def _channels_first_sequence(x: Any) -> Any:
+    first = {"data_format": "channels_first"}
+    x = layers.Conv1D(8, 3, activation="relu", **first)(x)
+    x = layers.LayerNormalization(axis=1)(x)
+    return layers.Dense(4)(layers.GlobalMaxPooling1D(**first)(x))
 
 
 def _of(function: Callable[..., Any], **arguments: Any) -> Callable[[Any], Any]:
@@ -250,9 +285,12 @@ _LAYERS: dict[str, Callable[[Any], Any]] = {
     "Softmax over rows": layers.Softmax(axis=1),
     "Resizing, bilinear": layers.Resizing(17, 9),
     "Resizing, nearest": layers.Resizing(6, 24, interpolation="nearest"),
+    "Resizing, bicubic": layers.Resizing(17, 9, interpolation="bicubic"),
+    "Resizing, antialias": layers.Resizing(5, 9, antialias=True),
     "ZeroPadding2D": lambda x: _conv(layers.ZeroPadding2D(((1, 2), (0, 3)))(x)),
     "Cropping2D": layers.Cropping2D(((1, 2), (0, 3))),
     "UpSampling2D": layers.UpSampling2D(2, interpolation="bilinear"),
+    "UpSampling2D, bicubic": layers.UpSampling2D(2, interpolation="bicubic"),
     "CenterCrop": layers.CenterCrop(7, 8),
     "Permute": layers.Permute((2, 1, 3)),
     "UnitNormalization": layers.UnitNormalization(),
@@ -301,15 +339,23 @@ _OF_SEQUENCES: dict[str, Callable[[Any], Any]] = {
         ops.softmax(ops.matmul(x, ops.transpose(x, (0, 2, 1)))), x
     ),
     "Dot of sequences": lambda x: layers.Dot(2)([x, layers.Dense(8)(x)]),
+    "MultiHeadAttention": lambda x: x + layers.MultiHeadAttention(2, 4)(x, x),
+    "MultiHeadAttention, dropout": lambda x: layers.MultiHeadAttention(
+        2, 4, dropout=0.1
+    )(x, layers.MaxPooling1D(2)(x)),
+    "GroupQueryAttention": lambda x: layers.GroupQueryAttention(4, 4, 2)(x, x),
+    "EinsumDense": layers.EinsumDense(
+        "abc,cde->abde", (None, 2, 4), bias_axes="e", activation="relu"
+    ),
 }
 
 _OF_VECTORS: dict[str, Callable[[Any], Any]] = {
-    "perceptron": lambda x: _normed(layers.Dense(8)(x)),
+    "perceptron": lambda x: _normed(layers.Dense(32)(x)),
     "RepeatVector": lambda x: layers.Conv1D(8, 3, padding="same")(
         layers.RepeatVector(4)(x)
     ),
     "Dot": _two_dots,
-    "Dense with gelu": layers.Dense(8, activation="gelu"),
+    "Dense with gelu": layers.Dense(32, activation="gelu"),
     "UnitNormalization of vectors": layers.UnitNormalization(),
     "LayerNormalization of vectors": layers.LayerNormalization(),
 }
@@ -358,7 +404,12 @@ _OPERATIONS: dict[str, Callable[[Any], Any]] = {
         x[..., :1] * np.linspace(0.1, 1, 8, dtype="f")
     ),
     "spatial slices": lambda x: x[:, 1:-2, ::2],
+    "reversed rows": lambda x: x[:, ::-1],
     "a single row": lambda x: x[:, 3],
+    "einsum": lambda x: ops.einsum("bhwc,bhvc->bhwv", x, _conv(x)),
+    "einsum with a constant": lambda x: ops.einsum(
+        "...c,dc->...d", x, np.linspace(-1, 1, 48, dtype="f").reshape(6, 8)
+    ),
     "patch merging": lambda x: ops.concatenate(
         [x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2]],
         axis=-1,
@@ -435,6 +486,10 @@ NETWORKS: dict[str, Network] = {
     "two outputs": Network("form", lambda x: [_conv(x), _pooled(x)]),
     "composite layer": Network("form", lambda x: Block(8)(x)),
     "subclassed model": Network("form", lambda x: Subclassed()(x)),
+    "channels first": Network("form", _channels_first, ((3, 12, 12),), False),
+    "sequences with channels first": Network(
+        "form", _channels_first_sequence, ((3, 16),), False
+    ),
     "norms of one convolution": Network("form", _heads),
     "two copies of a backbone": Network("form", _twins),
     "a layer named images": Network("form", layers.Conv2D(8, 3, name="images")),

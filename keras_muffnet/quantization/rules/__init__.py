@@ -3,7 +3,9 @@
 from keras_muffnet.quantization.rules import activations
 from keras_muffnet.quantization.rules import arithmetic
 from keras_muffnet.quantization.rules import convolutions
+from keras_muffnet.quantization.rules import einsum
 from keras_muffnet.quantization.rules import normalizations
+from keras_muffnet.quantization.rules import resizing
 from keras_muffnet.quantization.rules import scaling
 from keras_muffnet.quantization.rules import shapes
 from keras_muffnet.quantization.writer import Rules
@@ -13,7 +15,9 @@ RULES: Rules = {
     **activations.RULES,
     **arithmetic.RULES,
     **convolutions.RULES,
+    **einsum.RULES,
     **normalizations.RULES,
+    **resizing.RULES,
     **scaling.RULES,
     **shapes.RULES,
 }

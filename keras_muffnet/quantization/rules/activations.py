@@ -244,6 +244,8 @@ def _glu(w: Writer, x: int, axis: int = -1) -> int:
 
 def softmax(w: Writer, x: int, axis: Any = -1) -> int:
     """Writes a softmax, which is left out at the model's end."""
+    if w.argument("mask", 1) is not None:
+        w.refuse("must have no mask")
     if w.is_output():
         return x
     axes = w.axes(axis)
@@ -319,7 +321,7 @@ def _prelu(w: Writer, x: int) -> int:
     alpha = keras.ops.convert_to_numpy(w.layer.alpha)
     if alpha.size == 1:
         return _leaky_relu(w, x, float(alpha.reshape(())))
-    alpha = per_example(w, alpha, shape)
+    alpha = per_example(w, w.laid_out(alpha[None]), shape)
     if alpha.shape[-1] == alpha.size:
         alpha = alpha.reshape(-1)
     low = affine(w, bound(w, x, high=0.0), alpha, 0.0, part="slope")

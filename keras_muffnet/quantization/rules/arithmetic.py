@@ -34,7 +34,7 @@ def _arithmetic(kind: str) -> Callable[..., int]:
             w.refuse(f"must have two operands, but has {len(operands)}")
         (x,) = inputs
         first = isinstance(operands[0], keras.KerasTensor)
-        constant = _as_array(operands[1] if first else operands[0])
+        constant = w.laid_out(operands[1] if first else operands[0])
         if kind == "Divide" and not first:
             w.refuse("must divide by a constant, not the other way round")
         if w.input_shape() != w.shape():

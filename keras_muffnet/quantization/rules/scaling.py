@@ -85,13 +85,15 @@ def _batch_normalization(w: Writer, x: int) -> int:
 
 
 def _rescaling(w: Writer, x: int) -> int:
-    return affine(w, x, w.layer.scale, w.layer.offset)
+    scale, offset = np.asarray(w.layer.scale), np.asarray(w.layer.offset)
+    if scale.ndim == 1 and keras.config.image_data_format() == "channels_first":
+        scale = scale[:, None, None]  # as the layer does
+    return affine(w, x, w.laid_out(scale), w.laid_out(offset))
 
 
 def _normalization(w: Writer, x: int) -> int:
-    as_array = keras.ops.convert_to_numpy
-    mean = as_array(w.layer.mean)
-    spread = np.maximum(np.sqrt(as_array(w.layer.variance)), 1e-7)
+    mean, variance = map(w.laid_out, (w.layer.mean, w.layer.variance))
+    spread = np.maximum(np.sqrt(variance), 1e-7)
     if w.layer.invert:
         return affine(w, x, spread, mean)
     return affine(w, x, 1 / spread, -mean / spread)

@@ -39,22 +39,12 @@ def _pass(w: Writer, x: int) -> int:
     return x
 
 
-def _like(*names: str) -> Callable[..., int]:
-    """The same layer, with these of its settings."""
-
-    def write(w: Writer, *inputs: int) -> int:
-        settings = {name: getattr(w.layer, name) for name in names}
-        return w.add(type(w.layer).__name__, *inputs, **settings)
-
-    return write
-
-
 def _dropout(w: Writer, x: int) -> int:
     noise_shape = getattr(w.layer, "noise_shape", None)
     if isinstance(w.layer, (layers.SpatialDropout1D, layers.SpatialDropout2D)):
         noise_shape = (None, 1, 1, w.shape()[-1])
     elif noise_shape is not None:
-        noise_shape = stored(noise_shape)
+        noise_shape = stored(noise_shape, w.channels_first)
     return w.add("Dropout", x, rate=w.layer.rate, noise_shape=noise_shape)
 
 
@@ -397,7 +387,7 @@ def _pad(w: Writer, x: int) -> int:
     return w.add("Pad", x, widths=widths, mode=mode)
 
 
-# Pooling and sizes.
+# Pooling.
 
 
 def _pool(w: Writer, x: int) -> int:
@@ -453,36 +443,6 @@ def _flat_pool(w: Writer, x: int) -> int:
     return w.add(kind, x, keepdims=w.layer.keepdims)
 
 
-def _upsampling(w: Writer, x: int) -> int:
-    if w.layer.interpolation not in ("nearest", "bilinear"):
-        w.refuse(
-            "must have interpolation 'nearest' or 'bilinear'. "
-            f"Found: {w.layer.interpolation!r}"
-        )
-    return _like("size", "interpolation")(w, x)
-
-
-def _upsampling_sequence(w: Writer, x: int) -> int:
-    size = (1, w.layer.size)
-    return w.add("UpSampling2D", x, size=size, interpolation="nearest")
-
-
-def _resize(w: Writer, x: int) -> int:
-    layer = w.layer
-    if layer.interpolation not in ("nearest", "bilinear"):
-        w.refuse(
-            "must have interpolation 'nearest' or 'bilinear'. "
-            f"Found: {layer.interpolation!r}"
-        )
-    for name in ("antialias", "crop_to_aspect_ratio", "pad_to_aspect_ratio"):
-        if getattr(layer, name):
-            w.refuse(f"must not have {name}=True")
-    if w.shape() == w.input_shape():
-        return x
-    size = w.shape()[1:3]
-    return w.add("Resize", x, size=size, interpolation=layer.interpolation)
-
-
 def _gray(w: Writer, x: int) -> int:
     weights = np.array([0.2989, 0.5870, 0.1140], np.float32)
     kernel = weights.reshape(1, 1, 3, 1)
@@ -524,11 +484,8 @@ RULES: Rules = {
     "Permute": _permuted(lambda w, rank: (0, *w.layer.dims)),
     "RepeatVector": _repeat_vector,
     "Reshape": _reshape,
-    "Resizing": _resize,
     "SpatialDropout1D": _dropout,
     "SpatialDropout2D": _dropout,
-    "UpSampling1D": _upsampling_sequence,
-    "UpSampling2D": _upsampling,
     "ZeroPadding1D": _border("ZeroPadding2D", "padding"),
     "ZeroPadding2D": _border("ZeroPadding2D", "padding"),
     "op AveragePool": _pool_function("AveragePooling2D"),
@@ -543,7 +500,6 @@ RULES: Rules = {
     "op RGBToGrayscale": _gray,
     "op Repeat": _repeat,
     "op Reshape": _reshape,
-    "op Resize": _resize,
     "op Roll": _roll,
     "op SpaceToDepth": _space_to_depth,
     "op Split": _split,
