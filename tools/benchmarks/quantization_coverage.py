@@ -4,9 +4,9 @@
         --output results/quantization_coverage.csv
 
 Each of the networks in `quantization_networks.py`, of random weights, is made
-an int8 file in four ways: by TensorFlow's converter, with the ranges of
-`quantize_aware` and no training, and trained for a step under fake quantization
-by either engine. The table has the signal-to-quantization-noise ratio of each
+an int8 file in four ways: by TensorFlow's converter, by
+`quantize_post_training`, and trained for a step under fake quantization by
+either engine. The table has the signal-to-quantization-noise ratio of each
 file's outputs, in dB, on inputs that no range was found on, and the number of
 its operations in float. Half an hour on an idle CPU core. Interrupted, the same
 command resumes with the next one; `--only` takes a few of them.
@@ -146,19 +146,20 @@ def _by_package(model: Any, data: list[np.ndarray], way: str) -> bytes:
     from keras_muffnet import quantization
 
     x = data if len(data) > 1 else data[0]
-    quantized = quantization.quantize_aware(
-        model, x, engine="tfmot" if way == "tfmot" else "keras"
-    )
-    if way != "post_training":
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "model.tflite")
+        if way == "post_training":
+            quantization.quantize_post_training(model, x, path)
+            return path.read_bytes()
+        quantized = quantization.quantize_aware(model, x, engine=way)
         # The float model's own outputs: the weights have little to learn.
         y = model(x, training=False)
         y = keras.tree.map_structure(keras.ops.convert_to_numpy, y)
-        quantized.compile("sgd", "mse", run_eagerly=True)
+        # Adam's steps do not grow with the outputs.
+        quantized.compile("adam", "mse", run_eagerly=True)
         quantized.optimizer.learning_rate = 1e-4
         quantized.train_on_batch(x, y)
-    with tempfile.TemporaryDirectory() as folder:
-        path = quantization.convert(quantized, f"{folder}/model.tflite")
-        return path.read_bytes()
+        return quantization.convert(quantized, path).read_bytes()
 
 
 def main() -> None:
