@@ -114,9 +114,10 @@ def quantize_aware(
             before anything is trained. Where it takes but one scale for a
             dense kernel, there is one.
         range_estimator: how the ranges of activations are found. "min-max"
-            covers what batches of 100 examples need in the mean; "mse" has the
-            least mean squared error, so that rare large values are cut off;
-            "percentile" cuts off the 1e-5 lowest and highest.
+            covers what batches of 100 examples need in the mean, and of less
+            than 10,000 values all; "mse" has the least mean squared error, so
+            that rare large values are cut off; "percentile" cuts off the 1e-5
+            lowest and highest.
 
     Returns:
         A `keras.Model` or, with engine "tfmot", a `tf_keras.Model`, not
