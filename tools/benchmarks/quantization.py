@@ -199,9 +199,10 @@ def load_digits(model: Any) -> Any:
 
     from keras_muffnet import data
     from keras_muffnet import preprocess_input
+    from keras_muffnet.preprocessing import scales_pixels
 
     def scaled(images: np.ndarray, labels: np.ndarray) -> tuple:
-        if any("rescaling" in layer.name for layer in model.layers[:2]):
+        if scales_pixels(model):
             return images.astype(np.float32), labels
         return preprocess_input(images), labels
 
