@@ -262,7 +262,8 @@ def scales_pixels(model: "keras.Model") -> bool:
     from keras_muffnet.graph import trace
 
     try:
-        first = trace(model).calls[0].operation
+        # A subclassed model inside it is taken as one layer.
+        first = trace(model, opens=lambda layer: False).calls[0].operation
     except ValueError:  # A subclass, with a `call` of its own.
         return False
     scaling = (keras.layers.Normalization, keras.layers.Rescaling)

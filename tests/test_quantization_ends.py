@@ -445,3 +445,21 @@ def test_regularizers_and_constraints_are_kept(tmp_path):
     assert np.allclose(
         np.sum(loaded.losses), np.sum(quantized.losses), rtol=1e-5
     )
+
+
+class Doubled(keras.Model):
+    def call(self, x):
+        return x * 2.0
+
+
+def test_a_scaling_before_a_subclassed_model_is_seen():
+    image = keras.Input(SHAPE)
+    x = Doubled()(layers.Rescaling(1 / 255, name="scale")(image))
+    model = keras.Model(image, layers.Conv2D(2, 3)(x))
+    with pytest.raises(ValueError, match="'scale', which scales pixels"):
+        quantization.quantize_aware(model, uniform())
+    pixels = np.round(128 + 127 * uniform())
+    quantized = quantization.quantize_aware(model, pixels)
+    assert (
+        decibels(np.asarray(model(pixels)), np.asarray(quantized(pixels))) > 30
+    )

@@ -54,6 +54,17 @@ class Affine(layers.Layer):
         return self.offset - self.factor * inputs
 
 
+class Gate(layers.Layer):
+    """Layers without a name, which get others in a copy of the model."""
+
+    def build(self, input_shape):
+        self.dense = layers.Dense(input_shape[-1], activation="sigmoid")
+
+    def call(self, inputs):
+        weights = self.dense(ops.mean(inputs, axis=(1, 2), keepdims=True))
+        return inputs * weights
+
+
 class Trained(layers.Layer):
     """Passes `training` to layers that do not take it."""
 
@@ -209,3 +220,16 @@ def test_a_rule_says_what_a_layer_does(data):
 def test_rules_are_for_classes_of_layers():
     with pytest.raises(ValueError, match=r"`kind` .*'Scaled'"):
         quantization.register_rule("Scaled")
+
+
+def test_layers_without_a_name_inside_a_layer_are_brought_back(data):
+    model = make_model(Gate(name="gate"))
+    quantized = quantization.quantize_aware(model, data)
+    dense = model.get_layer("gate").dense
+    trained = keras_engine.bare(quantized.get_layer(dense.name))
+    trained.bias.assign_add(np.full(trained.bias.shape, 0.25))
+    finished, ranges = quantization.finish(quantized, model)
+    brought = finished.get_layer("gate").dense
+    np.testing.assert_allclose(brought.bias, dense.bias + 0.25, rtol=1e-6)
+    again = quantization.quantize_aware(finished, ranges)
+    np.testing.assert_allclose(again(data), quantized(data), atol=1e-5)

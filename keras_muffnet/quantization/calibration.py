@@ -223,7 +223,6 @@ def _check_scale(low: float, high: float, model: Any) -> None:
     """Raises if pixels seem to be scaled twice or not at all."""
     from keras_muffnet.graph import trace
 
-    first = trace(model).calls[0].operation
     scales = scales_pixels(model)
     if low >= 0 and high > 2 and not scales:
         raise ValueError(
@@ -234,6 +233,7 @@ def _check_scale(low: float, high: float, model: Any) -> None:
             "such pixels"
         )
     if scales and low >= -2 and high <= 2:
+        first = trace(model, opens=lambda layer: False).calls[0].operation
         raise ValueError(
             "`calibration_data` must be scaled as in training: it holds values "
             f"in [{low}, {high}], and the model starts with layer "

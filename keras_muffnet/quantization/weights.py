@@ -59,10 +59,17 @@ def finish(
             "`quantized_model` must be made of `model`, whose inputs have "
             f"shapes {own}. Received: a model of inputs of shapes {shapes}"
         )
-    layers = lower(copy, shapes, kept, keeps_unknown=True).layers
+    lowered, copied = [
+        lower(either, shapes, kept, keeps_unknown=True)
+        for either in (model, copy)
+    ]
+    layers = dict(zip(lowered.layers, copied.layers.values(), strict=True))
+    for name, layer in layers.items():
+        # Layers without a name inside a layer were given others in the copy.
+        layer.name = lowered.layers[name].name
     ranges = read_ranges(quantized_model)
     done = set()
-    for step in lower(model, shapes, kept, keeps_unknown=True).steps:
+    for step in lowered.steps:
         if step.kind == FOREIGN and f"{step.sources[0]}_kept" in trained:
             trained_layer = trained[f"{step.sources[0]}_kept"]
             layers[step.sources[0]].set_weights(trained_layer.get_weights())
