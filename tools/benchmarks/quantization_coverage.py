@@ -155,9 +155,10 @@ def _by_package(model: Any, data: list[np.ndarray], way: str) -> bytes:
         # The float model's own outputs: the weights have little to learn.
         y = model(x, training=False)
         y = keras.tree.map_structure(keras.ops.convert_to_numpy, y)
-        # Adam's steps do not grow with the outputs.
+        # A step of Adam does not grow with the outputs. This one changes them
+        # by less than rounding does.
         quantized.compile("adam", "mse", run_eagerly=True)
-        quantized.optimizer.learning_rate = 1e-4
+        quantized.optimizer.learning_rate = 1e-5
         quantized.train_on_batch(x, y)
         return quantization.convert(quantized, path).read_bytes()
 
