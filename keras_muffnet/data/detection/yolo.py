@@ -184,7 +184,8 @@ def open_labelimg(
             if split is not None and os.path.isdir(folder):
                 folders.setdefault(split, []).append(folder)
     folders = folders or {"train": [path]}
-    splits = {s: folders[s] for s in ("train", "val", "test") if s in folders}
+    order = [s for s in ("train", "val", "test") if s in folders]
+    splits = {split: folders[split] for split in order}
     return _source(path, tuple(names), class_names, splits, _images_in)
 
 
