@@ -153,6 +153,8 @@ setup(
             "jax>=0.10,<0.11",
             "kubernetes-validate>=1.37,<2",
             "mypy>=2.4,<3",
+            # Keras's export to ONNX, for tests/transfer_guide.py.
+            "onnx>=1.19,<2",
             "prometheus-client>=0.22,<1",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
@@ -160,6 +162,7 @@ setup(
             "ruff>=0.17,<0.18",
             "selenium>=4.40,<5",
             "setuptools>=68",
+            "tf2onnx>=1.17,<2",
             "torch==2.13.0",
             "twine>=6,<7",
             "wheel",
