@@ -1,167 +1,210 @@
-r"""Compares fine-tuning of published weights with training from scratch.
+r"""Compares the recipe `transfer` with training from scratch on small folders.
 
-    python -m tools.benchmarks.transfer --data digits \
-        --data tiny_imagenet/ --classes 20 --images-per-class 50 \
-        --output results/transfer.csv
+    python -m tools.benchmarks.transfer --data tiny_imagenet/ --data bccd/ \
+        --data digits --output results/transfer.csv
 
-For each set of images and seed two runs of the same number of epochs, MuffNet
-0.5 at 32x32: the recipe `transfer`, which trains the classifier alone first,
-and all layers from random weights at the recipe's higher learning rate. Of an
-image folder a sample of its classes and training images is taken, the same in
-all runs. Prints the accuracies of the last epochs, as mean and range over the
-seeds; interrupted, the same command resumes.
+Of each set of images a small folder is made: of an image folder the first
+classes by name, of a Pascal VOC folder crops of its objects, and scikit-learn's
+digits. For each folder and seed there are two runs, both on the backend that
+`muffnet train` takes: the recipe as it is, and all layers from random weights,
+at the recipe's higher learning rate and else with its settings. Digits are not
+augmented, since mirrored ones are none. Prints the accuracies of the last
+epochs, as mean and range over the seeds; interrupted, the same command resumes.
 """
 
 import argparse
 import dataclasses
+import io
 import pathlib
 import statistics
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-from keras_muffnet._files import write_csv
+import numpy as np
+
 from keras_muffnet._files import written_aside
-from keras_muffnet.cli.common import run as report_failures
-from keras_muffnet.training import Recipe
-from keras_muffnet.training import load_recipe
+from keras_muffnet.cli.train import choose_backend
+from keras_muffnet.training.recipe import Recipe
+from keras_muffnet.training.recipe import load_recipe
 from tools.benchmarks import common
+
+# Crops of smaller objects show nothing.
+LEAST_SIDE = 10
+# Class and pixels, uint8 `(height, width, 3)`.
+Photo = tuple[str, np.ndarray]
 
 
 def main() -> int:
     """Runs the command; returns its exit status."""
-    args = parse_args()
-    return report_failures(lambda: benchmark(args), "benchmarks/transfer")
-
-
-def benchmark(args: argparse.Namespace) -> None:
-    """Trains, writes and prints."""
-    rows = run(args)
-    write_csv(args.output, rows, list(rows[0]))
-    print_table(rows)
+    return common.tabulate(parse_args(), run, print_table, "transfer")
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = common.make_parser(__doc__, "transfer")
     parser.add_argument(
         "--data",
         action="append",
         required=True,
-        help="'digits' or an image folder; may be given several times",
-    )
-    parser.add_argument(
-        "--weights", default="cifar10", help="(default: %(default)s)"
+        help="'digits', an image folder, or a folder of Pascal VOC; may be "
+        "given several times",
     )
     parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
-    parser.add_argument("--epochs", type=int, default=8, help="(default: 8)")
     parser.add_argument(
         "--classes",
         type=int,
-        default=20,
-        help="taken of a folder, from the first on by name (default: 20)",
+        default=10,
+        help="taken of each, from the first on by name (default: 10)",
     )
     parser.add_argument(
-        "--images-per-class",
+        "--train-images",
         type=int,
-        default=50,
-        help="for training, taken likewise; all test images are taken of "
-        "these classes (default: 50)",
+        default=30,
+        help="taken of each class for training (default: 30)",
     )
     parser.add_argument(
-        "--runs",
-        type=pathlib.Path,
-        default=pathlib.Path("runs/transfer"),
-        help="folder of the runs (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path("results/transfer.csv"),
-        help="(default: %(default)s)",
+        "--test-images",
+        type=int,
+        default=30,
+        help="taken of each class for the test (default: 30)",
     )
     return parser.parse_args()
 
 
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace) -> common.Rows:
     """Trains what is not trained yet; returns a row a run."""
+    recipe = load_recipe("transfer")
+    recipe = dataclasses.replace(recipe, epochs=args.epochs or recipe.epochs)
+    choose_backend(recipe)
     rows = []
     for data in args.data:
-        name, images = data, data
-        if data != "digits":
-            folder = pathlib.Path(data)
-            name = f"{folder.name}-{args.classes}x{args.images_per_class}"
-            images = str(sample(folder, args, args.runs / "images" / name))
+        counts = {"train": args.train_images, "test": args.test_images}
+        name = f"{pathlib.Path(data).name}-{args.classes}x{args.train_images}"
+        folder = args.runs / "images" / f"{name}-{args.test_images}"
+        sample(data, folder, args.classes, counts)
         for seed in range(args.seeds):
-            for weights in (args.weights, None):
-                recipe = make_recipe(images, weights, seed, args.epochs)
-                output = args.runs / f"{name}-{weights or 'scratch'}-{seed}"
-                result = common.train_or_resume(recipe, output)
+            settings: dict[str, Any] = {"data": str(folder), "seed": seed}
+            if data == "digits":
+                settings["augmentation"] = "plain"
+            tuned = dataclasses.replace(recipe, **settings)
+            for kind in (tuned, from_scratch(tuned)):
+                weights = kind.weights or "none"
+                output = args.runs / f"{name}-{weights}-{seed}"
+                result = common.train_or_resume(kind, output)
                 rows.append(
                     {
                         "data": name,
-                        "weights": weights or "none",
+                        "weights": weights,
                         "seed": seed,
-                        "epochs": args.epochs,
+                        "epochs": kind.epochs,
                         "accuracy": round(result["last"]["accuracy"], 4),
                     }
                 )
     return rows
 
 
-def sample(
-    folder: pathlib.Path, args: argparse.Namespace, output: pathlib.Path
-) -> pathlib.Path:
-    """Makes a folder of links to some of a folder's images."""
-    if output.is_dir():
-        return output
-    test = next((s for s in ("test", "val") if (folder / s).is_dir()), None)
-    if test is None or not (folder / "train").is_dir():
-        raise ValueError(
-            "`--data` must be 'digits' or a folder with train/ and test/ or "
-            f"val/. Received: {str(folder)!r}"
-        )
-    with written_aside(output) as aside:
-        for split, count in (("train", args.images_per_class), (test, None)):
-            classes = sorted((folder / split).iterdir())[: args.classes]
-            for of_class in classes:
-                (aside / split / of_class.name).mkdir(parents=True)
-                for image in sorted(of_class.iterdir())[:count]:
-                    link = aside / split / of_class.name / image.name
-                    link.symlink_to(image.resolve())
-    return output
-
-
-def make_recipe(
-    data: str, weights: str | None, seed: int, epochs: int
-) -> Recipe:
-    """Returns the recipe of a run."""
-    recipe = dataclasses.replace(
-        load_recipe("transfer"),
-        data=data,
-        size=32,
-        stem="cifar",
-        # Mirrored digits are none.
-        augmentation="plain" if data == "digits" else "cifar",
-        freeze_epochs=epochs // 4,
-        epochs=epochs,
-        seed=seed,
-        jit_compile=False,
-    )
-    if weights is not None:
-        return dataclasses.replace(recipe, weights=weights)
+def from_scratch(recipe: Recipe) -> Recipe:
+    """The same training of all layers of a random network."""
     return dataclasses.replace(
         recipe,
         weights=None,
         freeze_epochs=0,
         freeze_norms=False,
         unfreeze_from=None,
+        unfrozen_learning_rate=None,
     )
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def sample(
+    data: str, output: pathlib.Path, classes: int, counts: dict[str, int]
+) -> None:
+    """Makes an image folder of some of the images, always the same.
+
+    Args:
+        data: see `--data`.
+        output: the folder; one that is there is left as it is.
+        classes: how many, from the first on by name.
+        counts: images of a class in each split, at most.
+    """
+    from PIL import Image
+
+    if output.is_dir():
+        return
+    with written_aside(output) as aside:
+        for split, count in counts.items():
+            taken: Counter[str] = Counter()
+            for name, pixels in photos(data, split, classes):
+                if taken[name] == count:
+                    continue
+                path = aside / split / name / f"{taken[name]:03}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+                taken[name] += 1
+
+
+def photos(data: str, split: str, classes: int) -> Iterator[Photo]:
+    """Gives the images of a split, of the first classes by name."""
+    if data == "digits":
+        return digits(split, classes)
+    if pathlib.Path(data, "Annotations").is_dir():
+        return crops(data, split, classes)
+    return whole_images(data, split, classes)
+
+
+def digits(split: str, classes: int) -> Iterator[Photo]:
+    """Gives scikit-learn's digits."""
+    from keras_muffnet.data import load_digits
+
+    images, labels = load_digits(8)[split == "test"]
+    for pixels, label in zip(images, labels, strict=True):
+        if label < classes:
+            yield str(label), pixels
+
+
+def whole_images(data: str, split: str, classes: int) -> Iterator[Photo]:
+    """Gives the images of a folder."""
+    from keras_muffnet.data import open_source
+
+    source = open_source(data)
+    examples = source.split(split)
+    for position in range(len(examples)):
+        if examples.label(position) < classes:
+            encoded, label = examples.read(position)
+            yield source.class_names[label], decoded(encoded)
+
+
+def crops(data: str, split: str, classes: int) -> Iterator[Photo]:
+    """Gives the objects of images with boxes, cut out."""
+    from keras_muffnet.data import open_detection_source
+    from keras_muffnet.data.detection.annotations import Problem
+
+    source = open_detection_source(data)
+    examples = source.split(split)
+    for position in range(len(examples)):
+        try:
+            objects = examples.describe(position).objects
+            pixels = decoded(examples.read(position))
+        except (OSError, ValueError):  # of BCCD one image is missing
+            continue
+        for item in objects:
+            if isinstance(item, Problem) or item.label >= classes:
+                continue
+            left, top, right, bottom = (max(0, round(x)) for x in item.box)
+            cut = pixels[top:bottom, left:right]
+            if min(cut.shape[:2]) >= LEAST_SIDE:
+                yield source.class_names[item.label], cut
+
+
+def decoded(encoded: bytes) -> np.ndarray:
+    """The pixels of an image file."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def print_table(rows: common.Rows) -> None:
     """Prints the mean and the range of the accuracies over the seeds."""
     print(
         f"\n{'data':<28}{'weights':<10}{'mean':>8}{'lowest':>9}{'highest':>9}"

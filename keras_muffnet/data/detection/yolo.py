@@ -176,17 +176,16 @@ def open_labelimg(
                 "`source` must have the same classes in each classes.txt. "
                 f"Received: {names} in {first!r}, {others} in {file!r}"
             )
-    folders: dict[str, list[str]] = {}
+    splits: dict[str, list[str]] = {s: [] for s in ("train", "val", "test")}
     for place in (path, os.path.join(path, "images")):
         for name in sorted(os.listdir(place)) if os.path.isdir(place) else []:
             folder = os.path.join(place, name)
             split = split_named(name)
             if split is not None and os.path.isdir(folder):
-                folders.setdefault(split, []).append(folder)
-    folders = folders or {"train": [path]}
-    order = [s for s in ("train", "val", "test") if s in folders]
-    splits = {split: folders[split] for split in order}
-    return _source(path, tuple(names), class_names, splits, _images_in)
+                splits[split].append(folder)
+    found = {split: there for split, there in splits.items() if there}
+    found = found or {"train": [path]}
+    return _source(path, tuple(names), class_names, found, _images_in)
 
 
 def _source(

@@ -11,10 +11,10 @@ guide to fine-tuning advises; `--no-freeze-norms` trains it too.
 only `--alpha` must be. `--unfreeze-from none` trains all layers.
 
 Cost: minutes on a CPU for some thousand images of 64x64.
-Result: on 1,000 images of 20 classes of Tiny ImageNet, 8 epochs at 32x32,
-34.73%, and 22.20% from scratch (means of 3 seeds of
-`tools/benchmarks/transfer.py`, with batch normalization trained; not measured
-yet with it frozen).
+Result, of one run each: 47.0% of 400 test images after 300 images of 10 classes
+of Tiny ImageNet; 98.9% of 180 after 300 cells of 3 classes, cut out of BCCD.
+With `--no-freeze-norms --unfreeze-from none --unfrozen-learning-rate 0.02` the
+former are 53.3%, in 1.4 times the time.
 """
 
 from keras_muffnet.training.recipe import Recipe
