@@ -1,7 +1,10 @@
 """Images with boxes as people have them: what becomes of each."""
 
+import builtins
+import errno
 import io
 import json
+import os
 import warnings
 
 import numpy as np
@@ -417,6 +420,32 @@ def test_bad_lists_of_labelimg(tmp_path, content, told):
         write(tmp_path, {f"{split}/classes.txt": "\n"})
     with pytest.raises(ValueError, match="must have classes"):
         open_detection_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("function", "closed"),
+    [("open", "labels/more/1.txt"), ("scandir", "images/more")],
+)
+def test_what_may_not_be_read_is_not_left_out(
+    tmp_path, monkeypatch, function, closed
+):
+    write(tmp_path, {"data.yaml": "train: images\n" + NAMES})
+    write(tmp_path, yolo("01", "images/more/", "labels/more/"))
+    source = open_detection_source(tmp_path)
+    closed = str(tmp_path / closed)
+    owner = {"open": builtins, "scandir": os}[function]
+    known = getattr(owner, function)
+
+    def refused(path, *args, **kwargs):
+        if str(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", closed)
+        return known(path, *args, **kwargs)
+
+    # Root, as whom tests may run, may read all.
+    monkeypatch.setattr(owner, function, refused)
+    with pytest.raises((OSError, ValueError), match="denied") as error:
+        make_detection_feed(source, size=SIZE, batch_size=1, test_split="train")
+    assert closed in str(error.value)
 
 
 def test_annotations_of_which_nothing_is_left(tmp_path):

@@ -6,6 +6,7 @@ in a classes.txt beside the text files, the splits by folder.
 
 import os
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -50,16 +51,19 @@ class YoloExamples(DetectionExamples):
             return file.read()
 
     def describe(self, position: int) -> Description:
-        path = _label_file(self.images[position])
-        if path is None:
+        for path in _label_files(self.images[position]):
+            try:
+                with open(path, encoding="utf-8-sig") as file:
+                    rows = [line.split() for line in file]
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"its annotation {path!r} cannot be read: {error}"
+                ) from None
+        else:
             return Description(None, [])  # nothing to be seen on it
-        try:
-            with open(path, encoding="utf-8-sig") as file:
-                rows = [line.split() for line in file]
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"its annotation {path!r} cannot be read: {error}"
-            ) from None
         objects = [
             self._object(f"{path}, row {number}", row)
             for number, row in enumerate(rows, 1)
@@ -93,14 +97,14 @@ class YoloExamples(DetectionExamples):
         return RawObject(name, box, ours)
 
 
-def _label_file(image: str) -> str | None:
-    """Where the boxes of an image are, if anywhere."""
+def _label_files(image: str) -> list[str]:
+    """Where the boxes of an image may be."""
     parts = f"{os.path.splitext(image)[0]}.txt".split(os.sep)
     found = [os.sep.join(parts)]
     if "images" in parts[:-1]:
         at = len(parts) - 2 - parts[-2::-1].index("images")
         found.insert(0, os.sep.join([*parts[:at], "labels", *parts[at + 1 :]]))
-    return next((path for path in found if os.path.isfile(path)), None)
+    return found
 
 
 def yolo_file(path: str) -> str | None:
@@ -154,7 +158,7 @@ def labelimg_classes(path: str) -> list[str]:
     """All classes.txt in a folder and those in it, as labelImg writes them."""
     return [
         os.path.join(inside, _CLASSES)
-        for inside, _, names in os.walk(path)
+        for inside, _, names in _walked(path)
         if _CLASSES in names
     ]
 
@@ -251,9 +255,18 @@ def _images_in(folder: str) -> list[str]:
     """All images of a folder and those in it."""
     return [
         os.path.join(inside, name)
-        for inside, folders, names in os.walk(folder)
+        for inside, folders, names in _walked(folder)
         for name in sorted(names)
         if name.lower().endswith(SUFFIXES)
         and not name.startswith(".")
         and folders.sort() is None  # the order of folders, too
     ]
+
+
+def _walked(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, which leaves out in silence what it may not read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    return os.walk(folder, onerror=refuse)
