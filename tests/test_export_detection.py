@@ -320,6 +320,31 @@ class StopError(Exception):
     pass
 
 
+def test_batches_larger_than_a_split(boxes, tmp_path, muffnet):
+    """Only fine-tuning needs whole batches, and it is refused at once."""
+    source = open_detection_source(boxes)
+    args = argparse.Namespace(
+        train_split="trainval",
+        test_split="test",
+        batch_size=4,
+        calibration_images=3,
+        seed=0,
+        on_bad="raise",
+    )
+    images = quantize_detector.calibration_images(args, source, (32, 32))
+    assert images.shape == (3, 32, 32, 3)
+    # Of two test images.
+    assert quantize_detector.compare({}, args, source, (32, 32)) == {}
+    small_ssd().save(tmp_path / "m.keras")
+    line = muffnet(
+        *("quantize", "--model", tmp_path / "m.keras", "--data", boxes),
+        *("--output", tmp_path / "int8", "--batch-size", 5),
+        status=1,
+    )
+    assert "training images, 4. Received: batch_size=5" in line
+    assert not (tmp_path / "int8").exists()
+
+
 def test_fine_tuning_resumes_after_the_last_whole_epoch(
     boxes, tmp_path, monkeypatch, capsys
 ):

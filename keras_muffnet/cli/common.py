@@ -87,8 +87,9 @@ def expected_failures() -> tuple[type[Exception], ...]:
         zipfile.BadZipFile,
     )
     # A bad image that tf.data meets. TensorFlow is not started for this.
-    if "tensorflow" in sys.modules:
-        known += (sys.modules["tensorflow"].errors.OpError,)
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is not None:
+        known += (tensorflow.errors.OpError,)
     return known
 
 

@@ -24,6 +24,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
         args: the command line, its defaults filled in.
     """
     from keras_muffnet._files import written_aside
+    from keras_muffnet.data.batches import check_count
     from keras_muffnet.detection import two_outputs
     from keras_muffnet.detection.ssd import predictions_layer
     from keras_muffnet.evaluation import check_classes
@@ -37,6 +38,8 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     args.train_split = args.train_split or find_train_split(
         source, args.test_split
     )
+    # Now, not after calibration: fine-tuning drops what fills no batch.
+    check_count(args.batch_size, len(source.split(args.train_split)))
     check_settings(args, any((args.output / CHECKPOINTS).glob("*")))
     check_classes(
         source.class_names,
@@ -97,7 +100,12 @@ def calibration_images(
 ) -> np.ndarray:
     """Returns training images as they are, scaled."""
     feed = make_feed(
-        args, source, size, test_split=args.train_split, cache=False
+        args,
+        source,
+        size,
+        batch_size=1,  # however few there are
+        test_split=args.train_split,
+        cache=False,
     )
     batches = feed.evaluation()
     images: list[np.ndarray] = []
@@ -181,6 +189,7 @@ def compare(
         args,
         source,
         size,
+        batch_size=1,
         train_split=args.test_split,  # the other one is not opened
         mean=0.0,
         std=1.0,
