@@ -52,8 +52,12 @@ def stages_for_budget(
     and narrower for fewer: a channel costs more multiply-adds in large feature
     maps, and as many parameters in all.
 
-        stages = stages_for_budget("linear+geometric+none", macs=60e6)
-        model = MuffNet(stages=stages)
+    ```python
+    from keras_muffnet import MuffNet, stages_for_budget
+
+    stages = stages_for_budget("linear+geometric+none", macs=60e6)
+    model = MuffNet(stages=stages)
+    ```
 
     Args:
         sharing: sharing patterns, low-level stage first: joined by "+" as in

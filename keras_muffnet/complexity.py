@@ -205,6 +205,14 @@ def count_complexity(
     what the paper calls FLOPs. Frozen parameters are not trainable ones and
     do not count.
 
+    ```python
+    from keras_muffnet import MuffNet, count_complexity
+
+    complexity = count_complexity(MuffNet(alpha=0.5))
+    complexity.macs  # 41601194
+    complexity.parameters  # 1380641
+    ```
+
     Args:
         model: a functional or built sequential Keras model; nested models and
             shared layers are counted as often as they are called.

@@ -44,6 +44,13 @@ class SharingMatrix:
 
     Build it with `SharingMatrix.from_pattern` or `SharingMatrix.from_rows`.
 
+    ```python
+    from keras_muffnet import SharingMatrix
+
+    matrix = SharingMatrix.from_pattern("geometric", layers=3, width=14)
+    matrix.rows  # ((8, 4, 2), (0, 8, 4), (0, 0, 8))
+    ```
+
     Attributes:
         rows: L rows of L channel counts; zero below the diagonal.
         reused: False for a federation, where each channel is used once. True

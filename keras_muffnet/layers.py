@@ -39,6 +39,14 @@ class ChannelSlice(keras.layers.Layer):
     One group of a sharing matrix. It is a layer, not a plain `x[..., a:b]`, so
     that it stands in `model.layers` and whoever walks the graph recognizes it.
 
+    ```python
+    import numpy as np
+    from keras_muffnet import ChannelSlice
+
+    maps = np.zeros((1, 8, 8, 24), "float32")
+    group = ChannelSlice(0, 16)(maps)  # (1, 8, 8, 16)
+    ```
+
     Args:
         start: first channel taken, counted from 0.
         stop: the channel after the last one taken.

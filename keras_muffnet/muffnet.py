@@ -64,6 +64,13 @@ def MuffNet(
     With stem "cifar" the three stages have strides 1, 2 and 4, with
     "tiny_imagenet" 2, 4 and 8; there is no `stem_pool` in either.
 
+    ```python
+    from keras_muffnet import MuffNet
+
+    model = MuffNet(weights="cifar10", alpha=0.5, classes=10)
+    body = MuffNet(include_top=False, pooling="avg")  # images of any size
+    ```
+
     Args:
         input_shape: shape of an image without the batch axis. Defaults to
             224x224x3 with the classifier, or to the size that published

@@ -25,6 +25,13 @@ def plot_sharing_matrix(stages: Sequence[StageSpec], path: Path) -> None:
     column j the layer whose channels it stands beside as input of the block
     behind layer j, its number their count.
 
+    ```python
+    from keras_muffnet import plots, stages_from_notation
+
+    stages = stages_from_notation("average+geometric+none", alpha=0.5)
+    plots.plot_sharing_matrix(stages, "matrix.png")
+    ```
+
     Args:
         stages: the network's stages.
         path: picture to write; its suffix gives the format.
@@ -84,6 +91,13 @@ def plot_curves(
 ) -> None:
     """Draws loss and accuracy, or another score, over epochs.
 
+    ```python
+    from keras_muffnet import plots
+
+    history = model.fit(images, labels, validation_split=0.5, epochs=2)
+    plots.plot_curves(history.history, "curves.png")
+    ```
+
     Args:
         history: values by epoch, as `model.fit(...).history` has them: "loss",
             the score and the same with "val_" before them. The score of the
@@ -116,6 +130,14 @@ def plot_predictions(
     columns: int = 8,
 ) -> None:
     """Draws a sheet of images with the predicted class and its score.
+
+    ```python
+    from keras_muffnet import data, plots, preprocess_input
+
+    photos = data.load_images("photos", "test", size=(32, 32))
+    scores = model.predict(preprocess_input(photos.images))
+    plots.plot_predictions(*photos[:2], scores, photos.class_names, "p.png")
+    ```
 
     Args:
         images: uint8 `(n, height, width, 3)`.
@@ -153,6 +175,17 @@ def plot_boxes(
     columns: int = 4,
 ) -> None:
     """Draws a sheet of images with boxes on them, a color for each class.
+
+    ```python
+    import numpy as np
+    from keras_muffnet import plots
+
+    image = np.full((240, 320, 3), 200, "uint8")
+    boxes, classes, scores = [[20, 30, 120, 130]], [0], [0.9]
+    plots.plot_boxes(
+        [image], [boxes], [classes], [scores], ["cell"], "boxes.png"
+    )
+    ```
 
     Args:
         images: uint8 `(height, width, 3)` each, of any sizes.
@@ -230,6 +263,14 @@ def plot_confusion(
 
     Up to 20 classes have the shares written in, in percent.
 
+    ```python
+    import numpy as np
+    from keras_muffnet import plots
+
+    confusion = np.array([[9, 1], [2, 8]])
+    plots.plot_confusion(confusion, ["cat", "dog"], "confusion.png")
+    ```
+
     Args:
         confusion: numbers of images, `(classes, classes)`: of the row's class,
             taken for the column's.
@@ -274,6 +315,14 @@ def plot_layer_noise(
     A bar is the ratio of signal to all noise up to a layer, a dot that to the
     noise which the layer makes itself. NaN leaves both out. What is above 60
     dB, more than int8 outputs have, is drawn at the right edge.
+
+    ```python
+    from keras_muffnet import plots
+
+    plots.plot_layer_noise(
+        ["conv1", "conv2"], [38.0, 27.5], [38.0, 28.0], ["conv2"], "noise.png"
+    )
+    ```
 
     Args:
         names: the layers in order, drawn from top to bottom.

@@ -79,7 +79,7 @@ class Preprocessing:
         return (pixels - self.mean) / self.std
 
     def describe(self, scaling: str | None = None) -> str:
-        """Tells in a line how an image is resized and scaled.
+        """Describes in a line how an image is resized and scaled.
 
         Args:
             scaling: what to say in place of `mean` and `std`.
@@ -224,6 +224,14 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     With these numbers a quantized model's int8 input is the pixel minus 128,
     exactly.
 
+    ```python
+    import numpy as np
+    from keras_muffnet import preprocess_input
+
+    images = np.full((1, 32, 32, 3), 128, "uint8")
+    preprocess_input(images).max()  # 0.0
+    ```
+
     Args:
         x: array or tensor of images, pixels in [0, 255], of any shape.
         data_format: None, "channels_last" or "channels_first". The scaling is
@@ -247,11 +255,11 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
 
 
 def scales_pixels(model: "keras.Model") -> bool:
-    """Tells whether a model takes pixels as they are, in [0, 255].
+    """Whether a model takes pixels as they are, in [0, 255].
 
-    So it is taken to be if the first thing that it does is a
+    It is assumed to if the first thing that it does is a
     `keras.layers.Rescaling` or a `keras.layers.Normalization`. All others are
-    taken to want pixels scaled by `preprocess_input`, models whose graph is
+    assumed to take pixels scaled by `preprocess_input`, models whose graph is
     not known too.
 
     Args:

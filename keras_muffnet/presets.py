@@ -25,6 +25,17 @@ SMALL_INPUT = 56
 class StageSpec:
     """One stage: a reduction block, then `layers - 1` normal blocks.
 
+    ```python
+    from keras_muffnet import MuffNet, StageSpec
+
+    stages = [
+        StageSpec("average", layers=4, width=40),
+        StageSpec([[8, 4, 2], [0, 8, 4], [0, 0, 8]]),  # the matrix itself
+        StageSpec("none", layers=3, width=96),
+    ]
+    model = MuffNet(stages=stages)
+    ```
+
     Attributes:
         sharing: "average", "linear", "geometric", "none" or "dense"; or an
             explicit sharing matrix, as L rows of L integers (section 3.1).
@@ -210,6 +221,13 @@ def stages_from_notation(
     notation: str, alpha: float = 1.0
 ) -> tuple[StageSpec, ...]:
     """Turns the paper's notation into stages (section 5.2, tables 1-4).
+
+    ```python
+    from keras_muffnet import MuffNet, stages_from_notation
+
+    stages = stages_from_notation("linear+dense+none", alpha=0.5)
+    model = MuffNet(stages=stages)
+    ```
 
     Args:
         notation: three sharing patterns joined by "+", for the low-, mid- and

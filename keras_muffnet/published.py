@@ -57,7 +57,14 @@ class PublishedDetector:
 
 
 def published_weights() -> dict[str, PublishedWeights]:
-    """Returns all weights of classifiers that ship, by name."""
+    """Returns all weights of classifiers that ship, by name.
+
+    ```python
+    from keras_muffnet import published_weights
+
+    published_weights()["cifar10"].class_names[3]  # 'cat'
+    ```
+    """
     return _read_catalogue(FOLDER / CATALOGUE)
 
 
@@ -99,6 +106,12 @@ def published_detectors() -> dict[str, PublishedDetector]:
     """Returns all detectors that ship, by name.
 
     `keras_muffnet.detection.pretrained_ssd` builds one.
+
+    ```python
+    from keras_muffnet import published_detectors
+
+    published_detectors()["bccd"].class_names  # ('Platelets', 'RBC', 'WBC')
+    ```
     """
     return _read_detectors(FOLDER / DETECTORS)
 

@@ -286,7 +286,7 @@ class _Grpc:
 
         def read(answer: Any) -> Any:
             value = _to_dict(answer)
-            # It tells the type of what may be of any; REST leaves it out.
+            # The type of a message that may be of any; REST leaves it out.
             del value["metadata"]["signature_def"]["@type"]
             return value
 

@@ -266,7 +266,7 @@ class Publisher:
         self._timeout = timeout
 
     def publish(self, source: pathlib.Path, image: pathlib.Path | None) -> None:
-        """Has a SavedModel served under the label.
+        """Serves a SavedModel under the label.
 
         Args:
             source: The SavedModel, or a base path that holds some. Where the
@@ -328,7 +328,7 @@ class Publisher:
                 self._changed(config, {version, current}, version), version
             )
             # Only then, so that the label never names what is not loaded.
-            # Requests without a label would go on to the later version.
+            # Requests without a label would move to the later version.
             config_after = self._changed(config, {version}, version)
             _write_config(self._config_path, config_after)
             self._server.reload(config_after)
@@ -399,7 +399,7 @@ class Publisher:
         try:
             self._server.reload(config)
         except PublishError as error:
-            print(f"The server was not told: {error}", file=sys.stderr)
+            print(f"The server did not reload: {error}", file=sys.stderr)
         folder = self._base_path / str(version)
         rejected = folder.with_name(f"{_REJECTED}{version}")
         os.replace(folder, rejected)
@@ -430,7 +430,7 @@ def _locked(base_path: pathlib.Path) -> Iterator[None]:
         yield
     except BlockingIOError as error:
         raise PublishError(
-            f"Another publication to {base_path} is going on"
+            f"Another publication to {base_path} is in progress"
         ) from error
     finally:
         os.close(folder)

@@ -478,7 +478,7 @@ def test_models_versions_and_signatures(browser):
     names = [option.text for option in Select(browser.find("#model")).options]
     # A browser shows white space in options as one blank.
     assert names == [" ".join(name.split()) for name in MODELS]
-    assert browser.text("#told") == "No picture yet."
+    assert browser.text("#time") == "No picture yet."
     assert browser.text("#sent") == (
         "Version 1. Sends the file as it is, to the input image_bytes."
     )
@@ -509,7 +509,7 @@ def test_chosen_file_gives_sorted_bars(browser, reddish):
     browser.choose(reddish)
     assert browser.text("#caption") == "reddish.png"
     assert browser.text("#summary") == "Class 0 (80.0%)"
-    assert re.fullmatch(r"Answered in [0-9.]+ ms", browser.text("#told"))
+    assert re.fullmatch(r"Answered in [0-9.]+ ms", browser.text("#time"))
     bars = browser.bars()
     assert [bar[:2] for bar in bars] == [
         ("Class 0", "80.0%"),
@@ -927,7 +927,7 @@ def test_controls_have_names_and_take_the_keyboard(browser, reddish):
         "listed",
         "error",
         "summary",
-        "told",
+        "time",
         "copied",
     }
 

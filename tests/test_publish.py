@@ -403,7 +403,7 @@ def test_a_version_is_asked_before_it_is_labelled(site, sources, image):
         ("2", [True], "INTERNAL: refused for the test"),
         ("2", [False, True], "INTERNAL: refused for the test"),
         # Nor is the server told that the version is gone.
-        ("2", [False, True, True], "The server was not told"),
+        ("2", [False, True, True], "The server did not reload"),
     ],
 )
 def test_what_fails_leaves_the_label(

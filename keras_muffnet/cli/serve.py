@@ -1,4 +1,4 @@
-"""Serves models until it is told to stop.
+"""Serves models until it is stopped.
 
     muffnet serve --model_base_path=/models/muffnet --model_name=muffnet
 

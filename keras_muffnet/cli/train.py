@@ -129,7 +129,7 @@ def add_device_arguments(group: Any) -> None:
         "--local-processes",
         type=int,
         metavar="N",
-        help="start so many on this machine, to try the above on its CPU",
+        help="start N processes on this machine, to try the above on its CPU",
     )
 
 
@@ -199,7 +199,7 @@ def end_processes(error: BaseException) -> None:
     if devices.process()[1] > 1:
         status = common.report(error, "muffnet train", RESUMES)
         if status is not None:
-            # It would wait for the others to end, and they for it to go on.
+            # It would wait for the others to end, and they for it to continue.
             os._exit(status)
 
 

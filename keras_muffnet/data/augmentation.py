@@ -22,6 +22,12 @@ Draws = dict[str, np.ndarray]
 class Augmentation:
     """A recipe of augmentation; the defaults do nothing.
 
+    ```python
+    from keras_muffnet import data
+
+    augmentation = data.Augmentation(pad=4, flip=True, cutmix=1.0)
+    ```
+
     Attributes:
         pad: zeros put around an image (after scaling, so that they are the
             mean pixel), from which a crop of its size is taken at random.

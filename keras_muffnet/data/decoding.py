@@ -65,7 +65,7 @@ def decode_with_pillow(
 
     Raises:
         ImportError: if Pillow is not installed.
-        ValueError: telling what is wrong with the image.
+        ValueError: if the image is damaged or not supported; says why.
     """
     image = rgb_with_pillow(encoded)
     if geometry.channels == 1:
@@ -109,7 +109,7 @@ def decode_as_served(
 
     Raises:
         ImportError: if Pillow is not installed.
-        ValueError: telling what is wrong with the image.
+        ValueError: if the image is damaged or not supported; says why.
     """
     pillow = load_optional("PIL.Image", "arrays")
     image = rgb_with_pillow(encoded, max_pixels=max_pixels)
@@ -155,7 +155,7 @@ def rgb_with_pillow(
 
     Raises:
         ImportError: if Pillow is not installed.
-        ValueError: telling what is wrong with the image.
+        ValueError: if the image is damaged or not supported; says why.
     """
     pillow = load_optional("PIL.Image", "arrays")
     image, turned = _open(encoded)
@@ -198,7 +198,7 @@ def image_sizes(encoded: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
 
     Raises:
         ImportError: if Pillow is not installed.
-        ValueError: telling what is wrong with the image.
+        ValueError: if the image is damaged or not supported; says why.
     """
     image, turned = _open(encoded)
     width, height = image.size

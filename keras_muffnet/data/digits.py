@@ -21,6 +21,13 @@ def load_digits(size: int = 32) -> tuple[Split, Split]:
     repeated into three channels. A fifth of each class, always the same, is
     the test split.
 
+    ```python
+    from keras_muffnet import data
+
+    (x_train, y_train), (x_test, y_test) = data.load_digits(size=32)
+    x_train.shape  # (1437, 32, 32, 3)
+    ```
+
     Args:
         size: height and width of the images in pixels.
 

@@ -49,7 +49,7 @@ class Examples:
         """Reads an image, still encoded, and its label.
 
         Raises:
-            ValueError: telling what is wrong, without the image's name.
+            ValueError: if it cannot be read; the text does not name it.
         """
         raise NotImplementedError
 
@@ -245,6 +245,13 @@ def _draw(key: str, seed: int) -> float:
 
 def balanced_class_weights(examples: Examples) -> dict[int, float]:
     """Weights that give each class the same part in the loss.
+
+    ```python
+    from keras_muffnet import data
+
+    examples = data.open_source("photos").split("train")
+    data.balanced_class_weights(examples)  # {0: 1.0, 1: 1.0, 2: 1.0}
+    ```
 
     Args:
         examples: of `Source.split`.

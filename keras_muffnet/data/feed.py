@@ -354,6 +354,14 @@ def make_feed(
 ) -> Feed:
     """Makes batches for `model.fit` from a source.
 
+    ```python
+    from keras_muffnet import data
+
+    source = data.open_source("photos")
+    feed = data.make_feed(source, data.IMAGENET, size=(32, 32), batch_size=8)
+    model.fit(feed.epoch(0), validation_data=feed.evaluation())
+    ```
+
     Args:
         source: of `open_source`.
         augmentation: of training images: `CIFAR`, `IMAGENET`, `PLAIN` or one's

@@ -27,7 +27,7 @@ def decode_with_tensorflow(
     """Decodes an image; arguments and result as of `decode_with_pillow`.
 
     Raises:
-        tf.errors.OpError: telling what is wrong with the image.
+        tf.errors.OpError: if the image is damaged or not supported; says why.
     """
     import tensorflow as tf
 

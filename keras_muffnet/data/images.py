@@ -57,6 +57,13 @@ def load_images(
     are resized without keeping their aspect ratio. They stay in the order of
     the source, which in a folder is class by class.
 
+    ```python
+    from keras_muffnet import data
+
+    photos = data.load_images("photos", "test", size=(32, 32))
+    photos.images.shape  # (12, 32, 32, 3)
+    ```
+
     Args:
         source: of `open_source`, or what it opens: a folder, an archive,
             `"digits"` or `"tfds:NAME"`.
@@ -153,6 +160,16 @@ def make_dataset(
     std: float = STD,
 ) -> "tf.data.Dataset":
     """Makes batches of scaled images and labels from arrays.
+
+    ```python
+    from keras_muffnet import data
+
+    photos = data.load_images("photos", "train", size=(32, 32))
+    dataset = data.make_dataset(
+        photos.images, photos.labels, batch_size=8, shuffle_seed=0
+    )
+    model.fit(dataset)
+    ```
 
     Args:
         images: pixels in [0, 255], `(n, height, width, channels)`.

@@ -253,6 +253,13 @@ def write_records(
     The encoded images are copied as they are. Record i of the split goes to
     file `i % shards`.
 
+    ```python
+    from keras_muffnet import data
+
+    source = data.open_source("photos")
+    data.write_records(source, "records", "train", shards=2)
+    ```
+
     Args:
         source: where the images come from.
         folder: of the files `SPLIT-00000-of-00004.tfrecord` and so on, and of

@@ -32,6 +32,14 @@ def open_source(
     other file in the folder of a class is a bad image. A folder that is a
     link to one around it is not read again.
 
+    ```python
+    from keras_muffnet import data
+
+    source = data.open_source("photos", validation_split=0.25)
+    source.class_names  # ('daisy', 'rose', 'tulip')
+    source.splits  # ('train', 'val', 'test')
+    ```
+
     Args:
         source: one of
 

@@ -56,8 +56,23 @@ class MeanAveragePrecision(keras.callbacks.Callback):
     """Adds `val_ap50` to the logs of `model.fit`, after each epoch.
 
     That is Pascal VOC's average precision, of the whole area, at an IoU of 0.5,
-    as the mean of the classes that have objects. Callbacks that stand behind it
-    can watch it.
+    as the mean of the classes that have objects. Callbacks after it can
+    monitor it.
+
+    ```python
+    from keras_muffnet import data
+    from keras_muffnet.detection import SSD, MeanAveragePrecision, SSDLoss
+
+    feed = data.make_detection_feed(
+        data.open_detection_source("cells"),
+        size=(96, 96),
+        batch_size=2,
+        train_split="trainval",
+    )
+    model = SSD(classes=2, input_shape=(96, 96, 3))
+    model.compile("sgd", SSDLoss(model.layers[-1].anchors))
+    model.fit(feed.epoch(0), callbacks=[MeanAveragePrecision(feed)])
+    ```
 
     Args:
         feed: `keras_muffnet.data.detection.feed.DetectionFeed`, or what has its

@@ -28,6 +28,13 @@ class SSDLoss(keras.losses.Loss):
     pixels of the input, -1 for the class of a row that is padding; `y_pred`
     float `(batch, anchors, classes + 5)`.
 
+    ```python
+    from keras_muffnet.detection import SSD, SSDLoss
+
+    model = SSD(classes=20, input_shape=(300, 300, 3))
+    model.compile("sgd", SSDLoss(model.layers[-1].anchors))
+    ```
+
     Args:
         anchors: float `(anchors, 4)` in pixels: `model.layers[-1].anchors`.
         negatives: negatives for each positive.

@@ -103,13 +103,15 @@ def SSD(
     32, 16, 8, 4, 2 and 1 rows and 6,132 anchors, at 300x300 19, 10, 5, 3, 2 and
     1 rows and 2,268 anchors.
 
-    To train it:
+    ```python
+    from keras_muffnet.detection import SSD, SSDLoss, detector
 
-        model = SSD(classes=20, input_shape=(300, 300, 3))
-        model.compile("sgd", SSDLoss(model.layers[-1].anchors))
-        model.fit(images, targets)
+    model = SSD(classes=20, input_shape=(300, 300, 3))
+    model.compile("sgd", SSDLoss(model.layers[-1].anchors))
+    detect = detector(model)
+    ```
 
-    and to find objects: `detector(model)(images)`.
+    `model.fit(images, targets)` trains it, and `detect(images)` finds objects.
 
     Args:
         backbone: a functional Keras model without classifier, whose input is
@@ -179,6 +181,15 @@ def SSD(
 def pretrained_ssd(name: str) -> keras.Model:
     """Builds a detector whose weights ship with the package.
 
+    ```python
+    import numpy as np
+    from keras_muffnet.detection import detector, pretrained_ssd
+
+    model = pretrained_ssd("bccd")
+    images = np.zeros((1, 300, 300, 3), "float32")
+    boxes, scores, classes, count = detector(model)(images)
+    ```
+
     Args:
         name: a key of `keras_muffnet.published_detectors()`, which has its
             classes and the size of its images. Pixels are scaled by
@@ -223,6 +234,16 @@ def find_levels(
     A layer counts only if all paths from the input to the output lead through
     it: the end of a stage, not the inside of a block that the next one starts
     with. Layers that only pad do not count.
+
+    ```python
+    import keras
+    from keras_muffnet.detection import find_levels
+
+    backbone = keras.applications.MobileNet(
+        input_shape=(224, 224, 3), include_top=False, weights=None
+    )
+    find_levels(backbone)  # ['conv_pw_11_relu', 'conv_pw_13_relu']
+    ```
 
     Args:
         backbone: a functional model of images of static size, without
@@ -273,6 +294,14 @@ def find_levels(
 def detector(model: keras.Model, **settings: Any) -> Any:
     """Returns a function from images to objects.
 
+    ```python
+    import numpy as np
+    from keras_muffnet.detection import detector, pretrained_ssd
+
+    detect = detector(pretrained_ssd("bccd"), least_score=0.4)
+    found = detect(np.zeros((1, 300, 300, 3), "float32"))
+    ```
+
     Args:
         model: what `SSD` built.
         **settings: least_score, iou_threshold, before_nms and after_nms of
@@ -305,6 +334,12 @@ def two_outputs(model: keras.Model) -> keras.Model:
     """Returns a detector as a model of two outputs, with the same layers.
 
     For quantization, where logits and codes need ranges of their own.
+
+    ```python
+    from keras_muffnet.detection import pretrained_ssd, two_outputs
+
+    logits, codes = two_outputs(pretrained_ssd("bccd")).outputs
+    ```
 
     Args:
         model: what `SSD` built.

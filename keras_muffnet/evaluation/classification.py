@@ -132,6 +132,17 @@ def evaluate(
 ) -> Evaluation:
     """Compares a classifier's answers with the labels.
 
+    ```python
+    from keras_muffnet import data, evaluation
+
+    photos = data.load_images("photos", "test", size=(32, 32))
+    predictor = evaluation.load_predictor("model.keras")
+    result = evaluation.evaluate(
+        predictor.predict, [(photos.images, photos.labels)], photos.class_names
+    )
+    print(result.top_1, result.confusion)
+    ```
+
     Args:
         predict: from pixels to probabilities; see `classifiers.Predictor`.
         batches: pairs of pixels in [0, 255], `(n, height, width, 3)`, and

@@ -94,6 +94,22 @@ def evaluate_detector(
 ) -> DetectionEvaluation:
     """Compares what a detector finds with what is there.
 
+    ```python
+    from keras_muffnet import data, evaluation
+
+    cells = evaluation.load_detector("bccd")
+    feed = data.make_detection_feed(
+        data.open_detection_source("cells", class_names=cells.class_names),
+        size=cells.size,
+        batch_size=4,
+        train_split="trainval",
+        mean=0,
+        std=1,
+    )
+    result = evaluation.evaluate_detector(cells, feed)
+    print(result.voc["mean"])
+    ```
+
     Args:
         detector: of `load_detector`.
         feed: `keras_muffnet.data.DetectionFeed` of pixels in [0, 255], of the

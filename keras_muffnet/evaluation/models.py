@@ -40,6 +40,14 @@ def load_model(
 ) -> Predictor | Detector:
     """Loads a classifier or a detector, whatever it was saved as.
 
+    ```python
+    from keras_muffnet import data, evaluation
+
+    model = evaluation.load_model("cifar10")
+    photos = data.load_images("photos", "test", model.size)
+    scores = model.predict(photos.images.astype("float32"))
+    ```
+
     Args:
         model: the name of one that ships, a key of
             `keras_muffnet.published_weights()` or `published_detectors()`; a
@@ -110,6 +118,14 @@ def load_predictor(
 def load_detector(model: str | os.PathLike[str]) -> Detector:
     """Loads a detector; see `load_model`.
 
+    ```python
+    import numpy as np
+    from keras_muffnet import evaluation
+
+    cells = evaluation.load_detector("bccd")
+    found = cells.detect(np.zeros((1, *cells.size, 3), "float32"))
+    ```
+
     Raises:
         ValueError: as there, or if it is not a detector.
         OSError: if a file is damaged.
@@ -128,7 +144,13 @@ def load_keras_model(
     model: str | os.PathLike[str],
     network: Mapping[str, Any] | None = None,
 ) -> keras.Model:
-    """Loads a model that Keras can go on with: train, quantize, export.
+    """Loads a model as Keras's own, to train, quantize or export.
+
+    ```python
+    from keras_muffnet import evaluation
+
+    model = evaluation.load_keras_model("cifar10", {"alpha": 0.5})
+    ```
 
     Args:
         model: the name of one that ships, a `.keras` file or the weights of a

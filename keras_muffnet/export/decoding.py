@@ -45,6 +45,14 @@ def decode_images(
     What is wrong with an image is found before any memory is given to its
     pixels, but for damage. Of a GIF only the first frame is read.
 
+    ```python
+    import pathlib
+    from keras_muffnet import export
+
+    photo = pathlib.Path("photo.jpg").read_bytes()
+    pixels = export.decode_images([photo], 224, 224)
+    ```
+
     Args:
         image_bytes: strings `(batch,)`, each an encoded JPEG, PNG, GIF, BMP (24
             or 32 bits a pixel) or WebP (not animated) image of any size.

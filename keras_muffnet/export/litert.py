@@ -34,6 +34,12 @@ def export_litert(
     The file is float32; that of a detector finds the boxes itself, with what
     `export_saved_model` describes as outputs of its one signature.
 
+    ```python
+    from keras_muffnet import export
+
+    export.export_litert(model, "model.tflite")
+    ```
+
     Args:
         model: a Keras model with one image input of static size.
         path: the `.tflite` file to write.
@@ -99,6 +105,12 @@ def publish_litert(
     path: str | os.PathLike[str], base_path: str | os.PathLike[str]
 ) -> pathlib.Path:
     """Copies a LiteRT file, int8 or float, as the next version of a model.
+
+    ```python
+    from keras_muffnet import export
+
+    export.publish_litert("model.tflite", "served/flowers")
+    ```
 
     Args:
         path: the `.tflite` file. It is copied as it is, metadata included.

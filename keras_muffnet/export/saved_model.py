@@ -86,6 +86,14 @@ def export_saved_model(
     how images are made ready for it, `assets.extra/preprocessing.json`, and
     requests that TF Serving warms it up with.
 
+    ```python
+    from keras_muffnet import export
+
+    export.export_saved_model(
+        model, "served/flowers", labels=["daisy", "rose", "tulip"]
+    )
+    ```
+
     Args:
         model: a Keras model with one image input and one output.
         base_path: folder of the versions; it may not exist yet. Its name

@@ -64,6 +64,12 @@ class Tensor(NamedTuple):
 class LiteRTModel:
     """A `.tflite` file, on the CPU.
 
+    ```python
+    from keras_muffnet.litert import LiteRTModel
+
+    scores = LiteRTModel("model.tflite").predict(images[:1])
+    ```
+
     Attributes:
         path: the file.
         input_shape: shape of the first input, batch axis of 1 included.
@@ -305,6 +311,14 @@ def read_operations(content: bytes) -> list[Operation]:
 
     Read off the file itself: a loaded interpreter hides the operations that
     its delegates take over.
+
+    ```python
+    import pathlib
+    from keras_muffnet.litert import read_operations
+
+    content = pathlib.Path("model.tflite").read_bytes()
+    print([operation.name for operation in read_operations(content)])
+    ```
 
     Args:
         content: the file's bytes.

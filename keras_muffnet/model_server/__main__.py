@@ -1,4 +1,4 @@
-"""Serves models until it is told to stop.
+"""Serves models until it is stopped.
 
     python -m keras_muffnet.model_server --rest_api_port=8501 \
         --model_name=muffnet --model_base_path=/models/muffnet
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: The flags; those of the process by default.
 
     Raises:
-        SystemExit: The server cannot start; one line tells why.
+        SystemExit: The server cannot start; prints one line that says why.
     """
     parser = argparse.ArgumentParser(
         prog="python -m keras_muffnet.model_server",
@@ -118,17 +118,17 @@ def _watch_signals(stop: threading.Event, serving: threading.Event) -> None:
 
 def _wait_for_versions(server: "ModelServer", seconds: float) -> None:
     """Waits for a first version of each model, as TensorFlow Serving does."""
-    told = set()
+    reported = set()
     while seconds > 0 and (missing := server.missing_versions()):
         for name, base_path in missing.items():
-            if name not in told:
+            if name not in reported:
                 logger.warning(
                     "No versions of model %s found under base path %s; "
                     "waiting for one",
                     name,
                     base_path,
                 )
-                told.add(name)
+                reported.add(name)
         time.sleep(seconds)
 
 

@@ -32,9 +32,9 @@ async def read_body(
     Raises:
         TooLargeError: It has more bytes than `limit`.
     """
-    told = dict(headers)
-    size = int(told.get(b"content-length", b"0"))
-    if size > limit and b"expect" in told:
+    fields = dict(headers)
+    size = int(fields.get(b"content-length", b"0"))
+    if size > limit and b"expect" in fields:
         raise TooLargeError(limit, size)  # before the client sends it
     chunks: list[bytes] = []
     size = 0

@@ -169,7 +169,7 @@ def read_model_configs(path: str | os.PathLike[str]) -> list[ModelConfig]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no such text proto, or says what cannot be.
+        ValueError: It is not such a text proto, or a value is not valid.
     """
     message = _read("ModelServerConfig", path)
     try:
@@ -284,7 +284,7 @@ def read_batching_parameters(
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no such text proto, or says what cannot be.
+        ValueError: It is not such a text proto, or a value is not valid.
     """
     message = _read("BatchingParameters", path)
     # What is wrapped is there or not; the rest has its default where it is not.
@@ -307,7 +307,7 @@ def read_monitoring_config(path: str | os.PathLike[str]) -> str | None:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no such text proto, or the path is not absolute.
+        ValueError: It is not such a text proto, or the path is not absolute.
     """
     config = _read("MonitoringConfig", path).prometheus_config
     if not config.enable:
@@ -325,7 +325,7 @@ def read_certificate(path: str | os.PathLike[str]) -> Certificate:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no such text proto, or holds no key with its
+        ValueError: It is not such a text proto, or holds no key with its
             certificate.
     """
     config = _read("SSLConfig", path)

@@ -189,9 +189,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _switch(
         grpc, "enable_grpc_healthcheck_service", "serve grpc.health.v1.Health"
     )
-    _switch(
-        grpc, "enable_grpc_reflection", "tell clients which services there are"
-    )
+    _switch(grpc, "enable_grpc_reflection", "list the services for clients")
     _switch(
         grpc,
         "enable_serialization_as_tensor_content",

@@ -13,7 +13,7 @@ _SILENCE = 75.0  # seconds that a client may pause within a request
 class HttpProtocol(HttpToolsProtocol):
     """Keeps connections of HTTP/1.0, and answers what was asked for.
 
-    uvicorn closes a connection whose client sends no more, or sends what is no
+    uvicorn closes a connection whose client sends no more, or sends what is not
     HTTP, though an earlier request on it is not answered yet. It takes headers
     of any size, in a time that grows with the square of it, and keeps clients
     that never finish a request.
@@ -66,8 +66,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.parser.get_http_version() != "1.0":
             return
-        told = dict(self.headers).get(b"connection", b"")
-        if told.strip().lower() == b"keep-alive":
+        connection = dict(self.headers).get(b"connection", b"")
+        if connection.strip().lower() == b"keep-alive":
             self.cycle.keep_alive = True
             self.cycle.default_headers = [
                 *self.cycle.default_headers,

@@ -494,7 +494,7 @@ def write_array(array: np.ndarray, as_base64: bool = False) -> bytes:
         as_base64: Whether strings become `{"b64": ..}`.
 
     Returns:
-        JSON, as `encode` tells.
+        JSON, as `encode` describes it.
     """
     if array.dtype == object:
         return _write_strings(array, as_base64)

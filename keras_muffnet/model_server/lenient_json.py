@@ -46,7 +46,7 @@ def loads(data: bytes) -> Any:
 
     Returns:
         The value, as `json.loads` would make it, but that an integer beyond
-        int64 and uint64 is a float, and that bytes of a string that are no
+        int64 and uint64 is a float, and that bytes of a string that are not
         UTF-8 are escaped by surrogates, as `os.fsdecode` does.
 
     Raises:

@@ -222,7 +222,7 @@ class ModelManager:
     def statuses(
         self, name: str, version: int | None = None
     ) -> list[VersionStatus]:
-        """Tells of all versions that were ever wanted, newest first.
+        """Returns the state of all versions ever aspired, newest first.
 
         Args:
             name: The model's name.

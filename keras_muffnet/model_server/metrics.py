@@ -58,7 +58,7 @@ class Metrics:
         """Counts a request that has been answered.
 
         Clients may ask for any name, so only the names that `observe_load`
-        told are counted apart. All others share the empty name.
+        has seen are counted apart. All others share the empty name.
 
         Args:
             model: The name that the request asked for.

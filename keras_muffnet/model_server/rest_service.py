@@ -234,7 +234,7 @@ class App:
     async def _run(
         self, match: re.Match, headers: Headers, body: list[bytes]
     ) -> bytes:
-        """Has a model run elsewhere, and counts that."""
+        """Runs a model in another thread, and counts the request."""
         start = time.perf_counter()
         api, status = match["api"], "OK"
         handle = {

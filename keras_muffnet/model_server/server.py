@@ -49,8 +49,14 @@ class ModelServer:
     """Serves models from threads of its own.
 
     ```python
-    with ModelServer("/models/muffnet", model_name="muffnet") as server:
-        url = f"{server.url}/v1/models/muffnet:predict"
+    import os
+    from keras_muffnet import export
+    from keras_muffnet.model_server import ModelServer
+
+    export.publish_litert("model.tflite", "served/flowers")
+    folder = os.path.abspath("served/flowers")
+    with ModelServer(folder, model_name="flowers") as server:
+        url = f"{server.url}/v1/models/flowers:predict"
     ```
 
     The server answers from when `__enter__` returns, with every model loaded,
@@ -298,16 +304,16 @@ class ModelServer:
         stop = threading.Event()
 
         def repeat(task: Callable[[], None], seconds: float) -> None:
-            told = ""
+            reported = ""
             while not stop.wait(seconds):
                 try:
                     task()
                 except Exception as error:
-                    if str(error) != told:
+                    if str(error) != reported:
                         logger.error("%s", error)
-                    told = str(error)
+                    reported = str(error)
                 else:
-                    told = ""
+                    reported = ""
 
         def reload() -> None:
             # Applied each time, because gRPC may have set something else.

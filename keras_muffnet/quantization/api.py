@@ -82,6 +82,18 @@ def quantize_aware(
     constraints of kernels stay, as if nothing were multiplied into these; a
     warning names those that have no place any more.
 
+    ```python
+    import keras
+    from keras_muffnet import quantization
+
+    quantized = quantization.quantize_aware(model, images)
+    quantized.compile(
+        keras.optimizers.SGD(5e-4), "sparse_categorical_crossentropy"
+    )
+    quantized.fit(images, labels)
+    quantization.convert(quantized, "model.tflite")
+    ```
+
     Args:
         model: a trained Keras 3 model, functional or sequential; or a subclass
             that was called before and whose `call` consists of Keras's layers
@@ -262,6 +274,12 @@ def quantize_post_training(
     training the ranges of least error and corrected biases are the default:
     on 1,000 photos they are closer to the float model.
 
+    ```python
+    from keras_muffnet import quantization
+
+    quantization.quantize_post_training(model, images, "model.tflite")
+    ```
+
     Args:
         model: see `quantize_aware`.
         calibration_data: images; see `quantize_aware`.
@@ -383,6 +401,13 @@ def cluster(model: "keras.Model", clusters: int) -> Any:
 def finish(quantized_model: Any, model: "keras.Model") -> Finished:
     """Brings trained weights, and the ranges, back to a Keras 3 model.
 
+    ```python
+    from keras_muffnet import quantization
+
+    quantized = quantization.quantize_aware(model, images)
+    trained, ranges = quantization.finish(quantized, model)
+    ```
+
     Args:
         quantized_model: what `quantize_aware`, `prune` or `cluster` returned,
             trained.
@@ -412,8 +437,12 @@ def report(
     For when accuracy fell: it says which layers lose most, and whether a
     layer makes an error or passes one on.
 
-        report = quantization.report(model, "model.tflite", images[:100])
-        print(report)
+    ```python
+    from keras_muffnet import quantization
+
+    quantization.quantize_post_training(model, images, "int8.tflite")
+    print(quantization.report(model, "int8.tflite", images[:100]))
+    ```
 
     Args:
         model: the float Keras 3 model, such as `finish` gives.

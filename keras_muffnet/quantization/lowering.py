@@ -102,9 +102,19 @@ def register_rule(kind: type) -> Callable[[Any], Any]:
     Layers whose `call` consists of those need no rule. One is for a layer that
     Keras cannot follow, as it computes in TensorFlow or in another framework:
 
-        @quantization.register_rule(Scaled)
-        def scaled(layer, inputs):
-            return keras.ops.multiply(inputs, layer.factor)
+    ```python
+    import keras
+    import tensorflow as tf
+    from keras_muffnet import quantization
+
+    class Doubled(keras.layers.Layer):
+        def call(self, inputs):
+            return tf.math.add(inputs, inputs)
+
+    @quantization.register_rule(Doubled)
+    def doubled(layer, inputs):
+        return keras.ops.multiply(inputs, 2.0)
+    ```
 
     It may use the layer's own layers, which then are trained and brought back
     by `finish`; what it reads of the layer's weights are constants.

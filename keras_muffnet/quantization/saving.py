@@ -43,6 +43,14 @@ def convert(
     Where the scaling of its images is known, the file has TFLite Metadata,
     from which mobile tools read it and the classes.
 
+    ```python
+    from keras_muffnet import quantization
+
+    quantized = quantization.quantize_aware(model, images)
+    quantization.convert(quantized, "int8.tflite")
+    quantization.convert(model, "float16.tflite", precision="float16")
+    ```
+
     Args:
         model: what `quantize_aware` returned, trained or not, for "int8";
             otherwise a float Keras 3 model, such as `finish` gives.
@@ -130,6 +138,13 @@ def convert(
 
 def load(path: str | os.PathLike[str]) -> Any:
     """Reads a model that was saved after `quantize_aware`.
+
+    ```python
+    from keras_muffnet import quantization
+
+    quantization.quantize_aware(model, images).save("quantized.keras")
+    quantized = quantization.load("quantized.keras")
+    ```
 
     Args:
         path: the `.keras` file that its `save` wrote.

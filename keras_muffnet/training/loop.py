@@ -97,6 +97,25 @@ def fit(
     devices; `feed` must give this process its rows, and filled test batches.
     Of several processes all call this, and the first one alone uses `output`.
 
+    ```python
+    import dataclasses
+    from keras_muffnet import training
+
+    recipe = dataclasses.replace(
+        training.load_recipe("quick"),
+        data="photos",
+        size=32,
+        alpha=0.25,
+        batch_size=16,
+        epochs=1,
+        warm_up_epochs=0.5,
+    )
+    training.configure_keras(recipe)
+    feed = training.open_feed(recipe)
+    model = training.build_network(recipe, classes=3)
+    training.fit(model, recipe, feed, "runs/photos")
+    ```
+
     Args:
         model: a functional Keras model, built and not compiled; a classifier
             ends in a layer of logits or of probabilities. It is trained in

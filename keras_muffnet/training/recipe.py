@@ -331,6 +331,12 @@ def _check_limits(name: str, value: float) -> None:
 def recipe_names(kind: type[RunRecipe] = Recipe) -> list[str]:
     """Names of the recipes: files in `keras_muffnet/training/recipes`.
 
+    ```python
+    from keras_muffnet import training
+
+    training.recipe_names(training.DetectionRecipe)  # ['ssd300_fast', 'ssd512']
+    ```
+
     Args:
         kind: which recipes, those of classifiers or those of detectors.
     """
@@ -351,6 +357,14 @@ def load_recipe(name: str, kind: type[AnyRecipe]) -> AnyRecipe: ...
 
 def load_recipe(name: str, kind: type[RunRecipe] = Recipe) -> RunRecipe:
     """Returns a recipe by its name.
+
+    ```python
+    import dataclasses
+    from keras_muffnet import training
+
+    recipe = training.load_recipe("transfer")
+    recipe = dataclasses.replace(recipe, data="photos", epochs=10)
+    ```
 
     Raises:
         ValueError: if there is none of that name and kind.

@@ -243,7 +243,7 @@ def parse_args() -> argparse.Namespace:
         help="publish a copy of the latest version under load",
     )
     kinds.add_argument(
-        "--requests", type=int, metavar="N", help="watch memory over so many"
+        "--requests", type=int, metavar="N", help="watch memory over N requests"
     )
     args = parser.parse_args()
     if args.switch and args.url and not args.model_base_path:

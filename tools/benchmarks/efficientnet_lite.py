@@ -111,7 +111,7 @@ def load_photos(
             label = int(number * step)
             content = tar.extractfile(names[label])
             if content is None:
-                raise ValueError(f"{names[label]!r} in {archive} is no file")
+                raise ValueError(f"{names[label]!r} in {archive} is not a file")
             image = Image.open(content).convert("RGB")
             left = (image.width - _SIZE) // 2
             top = (image.height - _SIZE) // 2

@@ -57,7 +57,7 @@ def main() -> None:
     workers = [Worker(*way) for way in ways]
     for number in range(args.repeats):
         for worker in workers:
-            print(f"round {number + 1}: {worker.told}", flush=True)
+            print(f"round {number + 1}: {worker.label}", flush=True)
             worker.measure()
     rows = [row for worker in workers for row in worker.close()]
     first: dict[str, float] = {}
@@ -116,7 +116,7 @@ class Worker:
     """A process that measures one way when asked to."""
 
     def __init__(self, backend: str, way: str) -> None:
-        self.told = f"{backend}, {way}"
+        self.label = f"{backend}, {way}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", __spec__.name, *sys.argv[1:], "--way", way],
             env={**os.environ, "KERAS_BACKEND": backend},
@@ -132,7 +132,7 @@ class Worker:
         print(what, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(f"{self.told} failed; its errors are above")
+            raise SystemExit(f"{self.label} failed; its errors are above")
         return json.loads(answer)
 
     def measure(self) -> None:
@@ -412,7 +412,7 @@ def peak_rss() -> float:
 
 
 def peak_gpu() -> int | None:
-    """The most memory of the GPU that was in use, in MiB, where it is told."""
+    """The peak of memory used on the GPU, in MiB; None where not known."""
     import keras
 
     backend = keras.backend.backend()

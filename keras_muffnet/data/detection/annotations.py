@@ -200,7 +200,7 @@ class DetectionExamples:
         """Reads the annotation of an image.
 
         Raises:
-            ValueError: telling why there is none, without the image's name.
+            ValueError: if it is missing or bad; the text does not name it.
         """
         raise NotImplementedError
 

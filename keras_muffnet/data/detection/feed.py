@@ -319,6 +319,18 @@ def make_detection_feed(
     A box partly outside is clipped, listed in `DetectionFeed.clipped` and no
     error. Images without objects are good.
 
+    ```python
+    from keras_muffnet import data
+
+    feed = data.make_detection_feed(
+        data.open_detection_source("cells"),
+        size=(300, 300),
+        batch_size=4,
+        train_split="trainval",
+    )
+    images, objects = next(iter(feed.epoch(0)))
+    ```
+
     Args:
         source: of `open_detection_source`.
         size: height and width of the batches' images in pixels. The aspect is

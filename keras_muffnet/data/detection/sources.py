@@ -29,6 +29,13 @@ def open_detection_source(
 ) -> DetectionSource:
     """Opens images with boxes. Only TensorFlow Datasets needs TensorFlow.
 
+    ```python
+    from keras_muffnet import data
+
+    source = data.open_detection_source("cells")
+    source.class_names  # ('RBC', 'WBC')
+    ```
+
     Args:
         source: one of
 
