@@ -71,7 +71,7 @@ class ChannelSlice(keras.layers.Layer):
         super().__init__(**kwargs)
         if not 0 <= start < stop:
             raise ValueError(
-                "`start` and `stop` must fulfil 0 <= start < stop. "
+                "`start` and `stop` must satisfy 0 <= start < stop. "
                 f"Received: start={start}, stop={stop}"
             )
         self.start = start

@@ -12,7 +12,7 @@ import json
 import pathlib
 
 FOLDER = pathlib.Path(__file__).parent / "weights"
-CATALOGUE = "catalogue.json"
+CATALOG = "catalog.json"
 DETECTORS = "detectors.json"
 
 
@@ -65,11 +65,11 @@ def published_weights() -> dict[str, PublishedWeights]:
     published_weights()["cifar10"].class_names[3]  # 'cat'
     ```
     """
-    return _read_catalogue(FOLDER / CATALOGUE)
+    return _read_catalog(FOLDER / CATALOG)
 
 
 @functools.cache
-def _read_catalogue(path: pathlib.Path) -> dict[str, PublishedWeights]:
+def _read_catalog(path: pathlib.Path) -> dict[str, PublishedWeights]:
     return {
         name: PublishedWeights(
             tuple(entry["class_names"]),

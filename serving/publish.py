@@ -176,7 +176,7 @@ class Server:
         (entry,) = answer["model_version_status"]
         return entry["state"], entry["status"]["error_message"]
 
-    def labelled(self, label: str) -> int | None:
+    def labeled(self, label: str) -> int | None:
         """Returns the version behind a label; None if there is none."""
         label = urllib.parse.quote(label, safe="")
         answer = self._ask(f"/labels/{label}/metadata", missing_is_none=True)
@@ -283,7 +283,7 @@ class Publisher:
         with _locked(self._base_path):
             config = _read_config(self._config_path)
             # Whether it answers, before anything is copied.
-            self._server.labelled(self._label)
+            self._server.labeled(self._label)
             current = _entry(config, self._server.model).version_labels.get(
                 self._label
             )
@@ -347,7 +347,7 @@ class Publisher:
                 f"{_yes(version in listed):<17} {state or '-'} {error}".rstrip()
             )
         print(
-            f"{self._label}: {self._server.labelled(self._label)} in the "
+            f"{self._label}: {self._server.labeled(self._label)} in the "
             f"server, {entry.version_labels.get(self._label)} in models.config"
         )
 
@@ -386,11 +386,11 @@ class Publisher:
     def _move_label(self, config: Any, version: int) -> None:
         """Has the server follow a configuration; checks where the label is."""
         self._server.reload(config)
-        labelled = self._server.labelled(self._label)
-        if labelled != version:
+        labeled = self._server.labeled(self._label)
+        if labeled != version:
             raise PublishError(
                 f"Expected the server to have {self._label!r} at version "
-                f"{version}. Received: {labelled}"
+                f"{version}. Received: {labeled}"
             )
 
     def _withdraw(self, config: Any, version: int) -> None:
@@ -406,7 +406,7 @@ class Publisher:
         print(f"Version {version} is now {rejected}", file=sys.stderr)
 
     def _changed(
-        self, config: Any, versions: Iterable[int | None], labelled: int | None
+        self, config: Any, versions: Iterable[int | None], labeled: int | None
     ) -> Any:
         """Returns a configuration with other versions, and the label."""
         changed = type(config)()
@@ -416,8 +416,8 @@ class Publisher:
         entry.model_version_policy.specific.versions.extend(
             sorted(version for version in versions if version)
         )
-        if labelled:
-            entry.version_labels[self._label] = labelled
+        if labeled:
+            entry.version_labels[self._label] = labeled
         return changed
 
 

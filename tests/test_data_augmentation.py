@@ -96,10 +96,10 @@ def test_no_flip_unless_asked_for():
     np.testing.assert_array_equal(x[draws["flip"]], flipped)
 
 
-def test_colour_changes_what_it_says():
+def test_color_changes_what_it_says():
     images = np.clip(pixels(200, 16, 16), 100, 140)
-    x, _, draws = applied(Augmentation(colour=0.2), images)
-    factors = draws["colour"]
+    x, _, draws = applied(Augmentation(color=0.2), images)
+    factors = draws["color"]
     assert factors.min() > 0.8 and factors.max() < 1.2
     np.testing.assert_allclose(factors.mean(axis=0), 1, atol=0.03)
     grey = [0.299, 0.587, 0.114]
@@ -218,11 +218,11 @@ def test_rand_augment_differs_by_image_and_repeats():
 
 def test_one_option_leaves_the_draws_of_another():
     every = Augmentation(
-        pad=2, flip=True, colour=0.3, erasing=0.5, rand_augment=(2, 0.5)
+        pad=2, flip=True, color=0.3, erasing=0.5, rand_augment=(2, 0.5)
     )
     draws = every.draw(1, 2, 3, np.arange(9), (32, 32))
     for name, keys in (
-        ("colour", ["colour"]),
+        ("color", ["color"]),
         ("erasing", ["erased"]),
         ("rand_augment", ["operations", "key"]),
     ):
@@ -251,7 +251,7 @@ def test_recipes_of_the_paper():
         ({"area": (0.5, 0.1)}, "`area` must be two rising.*0.5, 0.1"),
         ({"area": (0.1, 1.1)}, "`area` must be"),
         ({"aspect": (0.0, 1.0)}, "`aspect` must be"),
-        ({"colour": 2}, r"`colour` must be in \[0, 1\].*colour=2"),
+        ({"color": 2}, r"`color` must be in \[0, 1\].*color=2"),
         ({"erasing": -0.1}, "`erasing` must be in"),
         ({"mixup": -1}, "`mixup` must be 0 or a positive.*mixup=-1"),
         ({"cutmix": float("inf")}, "`cutmix` must be 0 or"),

@@ -802,7 +802,7 @@ def test_boxes_without_their_centre_are_dropped():
         assert kept.all() and len(left) == 1  # some candidate has it
 
 
-def colours_by_hand(pixel, u):
+def colors_by_hand(pixel, u):
     """The changes of color, one after the other, from their formulas."""
 
     def brightness(x):
@@ -841,7 +841,7 @@ def colours_by_hand(pixel, u):
     return hue(saturation(contrast(x)))
 
 
-def test_colours_change_as_their_formulas_say():
+def test_colors_change_as_their_formulas_say():
     augmentation = SSDAugmentation(expansion=1, crop=False, flip=False)
     pixel = np.array([200, 90, 30], np.uint8)
     image = np.tile(pixel, (4, 5, 1))
@@ -851,7 +851,7 @@ def test_colours_change_as_their_formulas_say():
             image, np.zeros((0, 4)), (1, 2, position), (4, 5), 128.0, 64.0
         )
         u = ssd_augmentation.uniforms(1, 2, np.array([position]), 9)[0]
-        expected = (colours_by_hand(pixel, u) - 128) / 64
+        expected = (colors_by_hand(pixel, u) - 128) / 64
         # The matrices of the formulas are each other's inverse to 3 digits.
         np.testing.assert_allclose(
             x, np.broadcast_to(expected, x.shape), atol=0.05
@@ -860,7 +860,7 @@ def test_colours_change_as_their_formulas_say():
     assert 40 < changed < 60  # all but a sixteenth
 
 
-def test_the_canvas_is_the_mean_colour():
+def test_the_canvas_is_the_mean_color():
     image = np.full((30, 40, 3), 255, np.uint8)
     augmentation = SSDAugmentation(**SAME_COLOURS, crop=False)
     shares = []

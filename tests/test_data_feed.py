@@ -134,7 +134,7 @@ def test_an_epoch_shows_each_image_once(folder):
 EVERYTHING = Augmentation(
     pad=2,
     flip=True,
-    colour=0.4,
+    color=0.4,
     rand_augment=(1, 0.3),
     erasing=0.5,
     mixup=0.2,
@@ -149,7 +149,7 @@ EVERYTHING = Augmentation(
         (CIFAR, True),
         (CIFAR, False),
         (EVERYTHING, True),
-        (Augmentation(area=(0.1, 1.0), flip=True, colour=0.4), None),
+        (Augmentation(area=(0.1, 1.0), flip=True, color=0.4), None),
     ],
 )
 def test_a_resumed_epoch_goes_on_as_it_would_have(

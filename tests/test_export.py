@@ -611,7 +611,7 @@ def test_warm_up_requests_can_be_run(photo_export):
         assert answer["predictions"].shape == (batch, 7)
 
 
-def test_labels_that_cannot_be_honoured(small_model, tmp_path):
+def test_labels_that_cannot_be_honored(small_model, tmp_path):
     free = MuffNet(include_top=False, pooling="avg", stages=STAGES)
     with pytest.raises(ValueError, match=r"encoded images.*None, None"):
         export_saved_model(free, tmp_path / "m", labels=["a"])

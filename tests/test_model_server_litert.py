@@ -130,12 +130,12 @@ def test_encoded_images(server, name, file):
 
 def test_images_of_other_sizes_and_formats(server, name):
     # One color stays one color, whatever the size.
-    colour = np.tile(np.array([10, 100, 250], np.uint8), (8, 6, 1))
+    color = np.tile(np.array([10, 100, 250], np.uint8), (8, 6, 1))
     larger = np.tile(np.array([10, 100, 250], np.uint8), (50, 70, 1))
     request = {
         "signature_name": "serving_bytes",
         "instances": [
-            encode(colour),
+            encode(color),
             encode(larger),
             encode(larger, "BMP"),
             encode(larger, "TIFF"),

@@ -70,7 +70,7 @@ def test_layers_are_bars_of_which_the_worst_are_red(tmp_path):
 
 
 @pytest.mark.parametrize("scored", [True, False])
-def test_boxes_are_drawn_in_the_colours_of_their_classes(tmp_path, scored):
+def test_boxes_are_drawn_in_the_colors_of_their_classes(tmp_path, scored):
     images = [np.full(shape, 255, "uint8") for shape in [(30, 40, 3)] * 4]
     images.append(np.full((60, 20, 3), 255, "uint8"))
     boxes = [np.array([[4, 5, 30, 25], [0, 0, 0, 0]], float)] * 3

@@ -288,14 +288,14 @@ class Site:
         versions = list(entry.model_version_policy.specific.versions)
         return versions, entry.version_labels["stable"]
 
-    def labelled(self):
+    def labeled(self):
         server = publish.Server(
             "muffnet",
             "127.0.0.1",
             self.server.rest_port,
             self.server.grpc_port,
         )
-        return server.labelled("stable")
+        return server.labeled("stable")
 
     def folders(self):
         return sorted(os.listdir(self.base_path))
@@ -324,7 +324,7 @@ def test_publish_and_rollback(any_site, sources, image):
     assert site.written() == ([1], 1)
     site.run("publish", sources / "2", "--image", image)
     assert site.written() == ([1, 2], 2)
-    assert site.labelled() == 2
+    assert site.labeled() == 2
     assert site.folders() == ["1", "2"]
     assert site.config.read_text().startswith("# A comment\n# of two lines.\n")
 
@@ -338,19 +338,19 @@ def test_publish_and_rollback(any_site, sources, image):
 
     site.run("rollback")
     assert site.written() == ([2], 2)
-    assert site.labelled() == 2
+    assert site.labeled() == 2
     assert "list a version below" in site.run("rollback", status=1)
     assert site.written() == ([2], 2)
 
     site.run("publish", sources / "3")
     assert site.written() == ([2, 3], 3)
-    assert site.labelled() == 3
+    assert site.labeled() == 3
     assert site.folders() == ["1", "2", "3"]
 
     error = site.run("publish", sources / "nan", status=1)
     assert "Expected version 4 to answer finite numbers" in error
     assert site.folders() == [".rejected-4", "1", "2", "3"]
-    assert site.labelled() == 3
+    assert site.labeled() == 3
 
     rows = [line.split() for line in site.run("status").splitlines()]
     assert rows[1:4] == [
@@ -365,13 +365,13 @@ def test_a_version_that_predicts_badly_is_rejected(site, sources, image):
     error = site.run("publish", sources / "nan", "--image", image, status=1)
     assert "Expected version 2 to answer finite numbers" in error
     assert site.folders() == [".rejected-2", "1"]
-    assert site.labelled() == 1
+    assert site.labeled() == 1
     assert site.written() == ([1], 1)
     assert site.config.read_text().splitlines()[:2] == before.splitlines()[:2]
     # Its number is not used again.
     site.run("publish", sources / "2")
     assert site.folders() == [".rejected-2", "1", "3"]
-    assert site.labelled() == 3
+    assert site.labeled() == 3
 
 
 def test_status(site, sources):
@@ -417,7 +417,7 @@ def test_what_fails_leaves_the_label(
     assert expected in error
     assert site.folders() == [".rejected-2", "1"]
     assert site.written() == ([1], 1)
-    assert site.labelled() == 1
+    assert site.labeled() == 1
 
 
 def test_nothing_is_copied_for_a_server_that_is_not_there(site, sources):
@@ -450,7 +450,7 @@ def test_a_publication_that_was_killed_is_taken_up(
     site.run("publish", sources / "2")
     assert site.folders() == ["1", "2"]
     assert site.written() == ([1, 2], 2)
-    assert site.labelled() == 2
+    assert site.labeled() == 2
 
 
 def test_a_rollback_that_was_killed_is_taken_up(site, sources, monkeypatch):
@@ -462,7 +462,7 @@ def test_a_rollback_that_was_killed_is_taken_up(site, sources, monkeypatch):
     assert site.written() == ([1, 2], 2)
     site.run("rollback")
     assert site.written() == ([1], 1)
-    assert site.labelled() == 1
+    assert site.labeled() == 1
     assert site.server.states[2] == ("END", "")
 
 
@@ -522,7 +522,7 @@ def test_a_version_that_is_there_already_is_not_copied(site, sources):
     shutil.copytree(sources / "2", site.base_path / "5")
     site.run("publish", site.base_path)
     assert site.folders() == ["1", "5"]
-    assert site.labelled() == 5
+    assert site.labeled() == 5
 
 
 @pytest.mark.parametrize(

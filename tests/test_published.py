@@ -82,7 +82,7 @@ def test_a_run_is_published(run, folder, monkeypatch):
     publish(source, monkeypatch)
     names = {path.name for path in folder.iterdir()}
     parts = ("weights.h5", "md", "csv", "png")
-    assert names == {"catalogue.json", *(f"digits_0.1.{p}" for p in parts)}
+    assert names == {"catalog.json", *(f"digits_0.1.{p}" for p in parts)}
     [(name, entry)] = published_weights().items()
     assert name == "digits"
     assert entry.class_names == tuple("0123456789")
@@ -153,7 +153,7 @@ def test_a_detector_is_published(detector_run, folder, monkeypatch):
     monkeypatch.setattr(
         publish_weights, "average_precision", lambda *arguments: 0.125
     )
-    (folder / "catalogue.json").write_text("{}")
+    (folder / "catalog.json").write_text("{}")
     publish(source, monkeypatch, data="voc/")
     assert set(published_detectors()) == {"digits"}
     entry = published_detectors()["digits"]

@@ -1075,7 +1075,7 @@ def test_the_file_is_int8_from_end_to_end(found, engine):
     }
 
 
-def test_batch_normalisation_and_relu_are_folded(found, engine):
+def test_batch_normalization_and_relu_are_folded(found, engine):
     names = names_of(found[f"{engine} int8"]["ops"])
     # Stem and head, three reductions of three, five blocks of two.
     assert names.count("CONV_2D") == 2 + 3 * 3 + 5 * 2

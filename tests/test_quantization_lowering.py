@@ -367,7 +367,7 @@ def step_kinds(network, **kwargs):
     return [step.kind for step in plan.steps[1:]]
 
 
-def test_no_normalisation_nor_affine_step_is_left(any_model):
+def test_no_normalization_nor_affine_step_is_left(any_model):
     kinds = {step.kind for step in lower(any_model).steps}
     assert not kinds & {"Affine", "BatchNormalization", "Rescaling"}
 

@@ -26,7 +26,7 @@ ARTEFACTS = (
 )
 
 
-def check_artefacts(output):
+def check_artifacts(output):
     for name in ARTEFACTS:
         assert (output / name).stat().st_size > 0, name
     metrics = json.loads((output / "metrics.json").read_text())
@@ -54,7 +54,7 @@ def test_quickstart_at_reduced_size(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    metrics = check_artefacts(output)
+    metrics = check_artifacts(output)
     assert metrics["test_images"] == 96
     assert metrics["float_accuracy"] == accuracy_of(output)
     for step in range(1, 7):
@@ -75,7 +75,7 @@ def accuracy_of(output):
 @pytest.mark.slow
 def test_quickstart_keeps_its_promises(run_python, tmp_path):
     run_python(QUICKSTART, "--output", str(tmp_path))
-    metrics = check_artefacts(tmp_path)
+    metrics = check_artifacts(tmp_path)
     assert metrics["test_images"] == 360
     assert metrics["float_accuracy"] >= 0.97
     assert metrics["int8_accuracy"] >= metrics["float_accuracy"] - 0.005

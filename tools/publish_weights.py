@@ -29,7 +29,7 @@ from keras_muffnet._files import write_csv
 from keras_muffnet._files import written_aside
 from keras_muffnet.cli.common import run as report_failures
 from keras_muffnet.preprocessing import preprocessing_of
-from keras_muffnet.published import CATALOGUE
+from keras_muffnet.published import CATALOG
 from keras_muffnet.published import DETECTORS
 from keras_muffnet.published import FOLDER
 from keras_muffnet.published import file_stem
@@ -309,9 +309,9 @@ def enter(
     from keras_muffnet.detection.ssd import is_detector
 
     settings = configuration["settings"]
-    path = FOLDER / (DETECTORS if is_detector(model) else CATALOGUE)
-    catalogue = json.loads(path.read_text()) if path.exists() else {}
-    entry = catalogue.setdefault(name, {})
+    path = FOLDER / (DETECTORS if is_detector(model) else CATALOG)
+    catalog = json.loads(path.read_text()) if path.exists() else {}
+    entry = catalog.setdefault(name, {})
     entry |= {
         "class_names": configuration["classes"],
         "size": settings["size"],
@@ -336,7 +336,7 @@ def enter(
             entry["crop"] = crop
         entry.setdefault("sha256", {})[str(float(settings["alpha"]))] = sha256
     with written_aside(path) as aside:
-        aside.write_text(json.dumps(catalogue, indent=2) + "\n")
+        aside.write_text(json.dumps(catalog, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ class Augmentation:
             resized without keeping their aspect ratio.
         aspect: the least and the greatest width to height of that crop.
         flip: mirrors half of the images, left to right.
-        colour: brightness, contrast and saturation change by factors of up to
-            1 - colour and 1 + colour.
+        color: brightness, contrast and saturation change by factors of up to
+            1 - color and 1 + color.
         rand_augment: how many operations of `keras.layers.RandAugment` an
             image gets, up to 8, and their strength in (0, 1]. None: none.
         erasing: the share of images that lose a rectangle of 2% to a third of
@@ -54,7 +54,7 @@ class Augmentation:
     area: tuple[float, float] | None = None
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = False
-    colour: float = 0.0
+    color: float = 0.0
     rand_augment: tuple[int, float] | None = None
     erasing: float = 0.0
     mixup: float = 0.0
@@ -68,7 +68,7 @@ class Augmentation:
             _refuse("area", "two rising shares in (0, 1]", self.area)
         if not _rising(self.aspect, math.inf):
             _refuse("aspect", "two rising positive numbers", self.aspect)
-        for name in ("colour", "erasing"):
+        for name in ("color", "erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 _refuse(name, "in [0, 1]", getattr(self, name))
         for name in ("mixup", "cutmix"):
@@ -118,9 +118,9 @@ class Augmentation:
             offsets = np.floor(u[:, 0:2] * (2 * self.pad + 1))
             draws["offset"] = offsets.astype(np.int32)
             draws["flip"] = (u[:, 2] < 0.5) & self.flip
-        if self.colour:
-            factors = 1 + self.colour * (2 * u[:, 3:6] - 1)
-            draws["colour"] = factors.astype(np.float32)
+        if self.color:
+            factors = 1 + self.color * (2 * u[:, 3:6] - 1)
+            draws["color"] = factors.astype(np.float32)
         if self.erasing:
             # Random erasing's own ranges of area and aspect.
             area = 0.02 + u[:, 7] * (1 / 3 - 0.02)
@@ -248,6 +248,4 @@ def _boxes(
 PLAIN = Augmentation()
 # Section 5.1.
 CIFAR = Augmentation(pad=4, flip=True)
-IMAGENET = Augmentation(
-    area=(0.08, 1.0), flip=True, colour=0.4, test_crop=0.875
-)
+IMAGENET = Augmentation(area=(0.08, 1.0), flip=True, color=0.4, test_crop=0.875)

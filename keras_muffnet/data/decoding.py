@@ -76,9 +76,9 @@ def decode_with_pillow(
         box = random_box(np, float(height), float(width), crop, geometry.aspect)
         top, left, tall, wide = map(int, box)
         image = image.crop((left, top, left + wide, top + tall))
-    elif geometry.centre:
+    elif geometry.center:
         box = center_box(
-            np, float(height), float(width), geometry.size, geometry.centre
+            np, float(height), float(width), geometry.size, geometry.center
         )
         tall, wide, top, left = map(int, box)
         image = resized_with_pillow(image, (tall, wide))
@@ -100,7 +100,7 @@ def decode_as_served(
     Args:
         encoded: the image's file.
         size: height and width to resize to, in pixels.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
         max_pixels: the most pixels, height times width, of the image.
         crop: as of `keras_muffnet.preprocessing.Preprocessing`.
 

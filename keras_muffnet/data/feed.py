@@ -84,7 +84,7 @@ class Feed:
         if validation is not test:
             self.skipped += tuple(validation.skipped)
         self.preprocessing = Preprocessing(
-            test.geometry.centre, transform.mean, transform.std, class_names
+            test.geometry.center, transform.mean, transform.std, class_names
         )
         self._train = train
         self._validation = validation
@@ -452,7 +452,7 @@ def make_feed(
     random = augmentation.area is not None
     geometry = Geometry(size, augmentation.aspect if random else None)
     train_images = Split(train, geometry, reader, cache and not random, skip)
-    geometry = Geometry(size, centre=augmentation.test_crop)
+    geometry = Geometry(size, center=augmentation.test_crop)
     test_images = Split(test, geometry, reader, cache, skip)
     val_images = test_images
     if val is not test:

@@ -12,28 +12,28 @@ class Geometry:
         size: height and width in pixels.
         aspect: the least and the greatest width to height of a random crop,
             where images come with one; None for whole images.
-        centre: the share of the shorter side that is kept, as in
+        center: the share of the shorter side that is kept, as in
             `Augmentation.test_crop`; None keeps all.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
     """
 
     size: tuple[int, int]
     aspect: tuple[float, float] | None = None
-    centre: float | None = None
+    center: float | None = None
     channels: int = 3
 
 
 def random_box(
     xp: Any, height: Any, width: Any, crop: Any, aspect: tuple[float, float]
 ) -> tuple[Any, Any, Any, Any]:
-    """The first of a crop's tries that fits in an image, or its centre.
+    """The first of a crop's tries that fits in an image, or its center.
 
     Args:
         xp: `numpy`, or TensorFlow's functions under NumPy's names.
         height: of the image, float64.
         width: of the image, float64.
         crop: `(CROP_TRIES, 4)`, of `Augmentation.draw_crops`.
-        aspect: bounds of the crop in the centre.
+        aspect: bounds of the crop in the center.
 
     Returns:
         Top, left, height and width: whole numbers, float64.

@@ -52,7 +52,7 @@ def decode_with_tensorflow(
 
     image = rgb_with_tensorflow(encoded)
     if geometry.channels == 1:
-        image = grey_in_graph(image)
+        image = gray_in_graph(image)
     shape = tf.cast(tf.shape(image), tf.float64)
     if crop is not None:
         assert geometry.aspect is not None
@@ -60,8 +60,8 @@ def decode_with_tensorflow(
         image = tf.image.crop_to_bounding_box(
             image, *(tf.cast(number, tf.int32) for number in box)
         )
-    elif geometry.centre:
-        box = center_box(xp, shape[0], shape[1], geometry.size, geometry.centre)
+    elif geometry.center:
+        box = center_box(xp, shape[0], shape[1], geometry.size, geometry.center)
         tall, wide, top, left = (tf.cast(number, tf.int32) for number in box)
         image = resized(image, tf.stack([tall, wide]))
         image = tf.image.crop_to_bounding_box(image, top, left, *geometry.size)
@@ -135,8 +135,8 @@ def rgb_with_tensorflow(
     return upright_in_graph(image, orientation_in_graph(encoded))
 
 
-def grey_in_graph(image: "tf.Tensor") -> "tf.Tensor":
-    """RGB to grey: uint8 `(height, width, 3)` to `(height, width, 1)`."""
+def gray_in_graph(image: "tf.Tensor") -> "tf.Tensor":
+    """RGB to gray: uint8 `(height, width, 3)` to `(height, width, 1)`."""
     import tensorflow as tf
 
     weights = tf.constant([19595, 38470, 7471])

@@ -71,7 +71,7 @@ def load_images(
             test split. For TensorFlow Datasets also a slice of its own split,
             such as `"train[:10%]"`.
         size: height and width in pixels; equal for the digits.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
         limit: the most images to load. They are drawn before any is decoded,
             each with the same chance, so that classes keep their shares but
             for chance. None loads all.
@@ -116,7 +116,7 @@ def load_images(
         pixels, labels = examples.arrays((height, width))
         return ImageSet(pixels[..., :channels], labels, source.class_names)
     images = np.empty((len(picked), *shape), np.uint8)
-    geometry = Geometry((height, width), centre=crop, channels=channels)
+    geometry = Geometry((height, width), center=crop, channels=channels)
     labels, bad = make_reader().scan(examples, geometry, images)
     if bad and on_bad_image == "skip":
         first = min(bad)

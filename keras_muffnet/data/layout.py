@@ -49,7 +49,7 @@ NESTED = ("top", "path")
 Folder = dict[str, "Folder | None"]
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """The images of a split.
 
     Attributes:
@@ -73,7 +73,7 @@ class Layout(NamedTuple):
     """
 
     class_names: tuple[str, ...]
-    splits: dict[str, Labelled]
+    splits: dict[str, Labeled]
     left_out: list[str]
 
 
@@ -230,7 +230,7 @@ class _Arranger:
                 f"files and labels. Received: {self.name!r}, which has none"
             )
         classes = self.classes("", self.root)
-        return self.labelled({"train": classes}, {"train": ""})
+        return self.labeled({"train": classes}, {"train": ""})
 
     def told(self, path: str) -> str:
         """A path within the source, for errors."""
@@ -258,7 +258,7 @@ class _Arranger:
                     f"{self.told(found[split])} in its train/ too. Received: "
                     f"{listed(more)}"
                 )
-        return self.labelled(splits, found)
+        return self.labeled(splits, found)
 
     def classes(self, prefix: str, folder: Folder) -> dict[str, list[str]]:
         """The images of each class in a folder of a split."""
@@ -320,7 +320,7 @@ class _Arranger:
             yield name, files
         yield from deeper
 
-    def labelled(
+    def labeled(
         self,
         splits: dict[str, dict[str, list[str]]],
         folders: dict[str, str],
@@ -331,7 +331,7 @@ class _Arranger:
         for split, classes in splits.items():
             start = len(self.prefix) + len(folders[split])
             paths = [path for files in classes.values() for path in files]
-            found[split] = Labelled(
+            found[split] = Labeled(
                 paths,
                 [numbers[n] for n, files in classes.items() for _ in files],
                 [path[start:].lstrip("/") for path in paths],
@@ -375,7 +375,7 @@ class _Arranger:
                         f"`source` must have the classes of {split!r} in its "
                         f"training images too. Received: {listed(more)}"
                     )
-                splits[split] = Labelled(
+                splits[split] = Labeled(
                     [f"{self.prefix}{path}" for path, _ in pairs],
                     [numbers[label] for _, label in pairs],
                     [path for path, _ in pairs],

@@ -40,7 +40,7 @@ class Split:
         # Pixels and labels, in memory.
         self.arrays: tuple[np.ndarray, np.ndarray] | None = None
         if isinstance(examples, DigitsExamples):
-            if geometry.aspect or geometry.centre:
+            if geometry.aspect or geometry.center:
                 raise ValueError(
                     "`augmentation` must have no area and no test_crop for "
                     "the digits, which are all of one size. Received: "

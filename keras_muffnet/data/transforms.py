@@ -88,8 +88,8 @@ class Transform:
             x = self._crop(x, draws["offset"], draws["flip"])
         if "operations" in draws:
             x = self._operate(x, draws["operations"], draws["key"])
-        if "colour" in draws:
-            x = _colour(x, draws["colour"])
+        if "color" in draws:
+            x = _color(x, draws["color"])
         if "erased" in draws:
             x = self._erasing.transform_images(
                 x,
@@ -177,19 +177,19 @@ class Seeds(keras.random.SeedGenerator):
         return ops.concatenate([self._key, count])
 
 
-def _colour(x: Any, factors: Any) -> Any:
+def _color(x: Any, factors: Any) -> Any:
     """Brightness, contrast and saturation, in this order."""
     brightness, contrast, saturation = (
         factors[:, i, None, None, None] for i in range(3)
     )
     x = ops.clip(x * brightness, 0.0, 255.0)
-    mean = ops.mean(_grey(x), axis=(1, 2, 3), keepdims=True)
+    mean = ops.mean(_gray(x), axis=(1, 2, 3), keepdims=True)
     x = ops.clip(mean + (x - mean) * contrast, 0.0, 255.0)
-    grey = _grey(x)
-    return ops.clip(grey + (x - grey) * saturation, 0.0, 255.0)
+    gray = _gray(x)
+    return ops.clip(gray + (x - gray) * saturation, 0.0, 255.0)
 
 
-def _grey(x: Any) -> Any:
+def _gray(x: Any) -> Any:
     # The luma of ITU-R BT.601, as everywhere.
     weights = ops.convert_to_tensor([0.299, 0.587, 0.114], dtype=x.dtype)
     return ops.sum(x * weights, axis=-1, keepdims=True)

@@ -59,9 +59,9 @@ def anchor_boxes(
         # Of the map's cells, not of the stride: maps are rounded up.
         x = (np.arange(columns) + 0.5) * width / columns
         y = (np.arange(rows) + 0.5) * height / rows
-        centres = np.stack(np.meshgrid(x, y), axis=-1)[:, :, None]
+        centers = np.stack(np.meshgrid(x, y), axis=-1)[:, :, None]
         halves = np.array(sides) / 2
-        corners = np.concatenate([centres - halves, centres + halves], axis=-1)
+        corners = np.concatenate([centers - halves, centers + halves], axis=-1)
         levels.append(corners.reshape(-1, 4))
     return np.concatenate(levels).astype(np.float32)
 

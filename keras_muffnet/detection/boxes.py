@@ -11,7 +11,7 @@ from keras import ops
 
 # Standard deviations of the code, of center and size: "variances" of the
 # authors' SSD.
-CENTRE_SCALE = 0.1
+CENTER_SCALE = 0.1
 SIZE_SCALE = 0.2
 # The code of a size is cut off here, where e^x still is a number of float16.
 _LARGEST = 10.0
@@ -63,11 +63,11 @@ def encode(boxes: Any, anchors: Any) -> Any:
     Returns:
         Float `(..., 4)`: code of center x, center y, width, height.
     """
-    centre, size = _centre_and_size(boxes)
-    anchor_centre, anchor_size = _centre_and_size(anchors)
+    center, size = _center_and_size(boxes)
+    anchor_center, anchor_size = _center_and_size(anchors)
     return ops.concatenate(
         [
-            (centre - anchor_centre) / anchor_size / CENTRE_SCALE,
+            (center - anchor_center) / anchor_size / CENTER_SCALE,
             ops.log(ops.maximum(size, _LEAST) / anchor_size) / SIZE_SCALE,
         ],
         axis=-1,
@@ -86,11 +86,11 @@ def decode(codes: Any, anchors: Any) -> Any:
     """
     # PyTorch does not take arrays and tensors together.
     codes, anchors = map(ops.convert_to_tensor, (codes, anchors))
-    anchor_centre, anchor_size = _centre_and_size(anchors)
-    centre = codes[..., :2] * CENTRE_SCALE * anchor_size + anchor_centre
+    anchor_center, anchor_size = _center_and_size(anchors)
+    center = codes[..., :2] * CENTER_SCALE * anchor_size + anchor_center
     logarithm = ops.minimum(codes[..., 2:] * SIZE_SCALE, _LARGEST)
     half = ops.exp(logarithm) * anchor_size / 2.0
-    return ops.concatenate([centre - half, centre + half], axis=-1)
+    return ops.concatenate([center - half, center + half], axis=-1)
 
 
 def clip(boxes: Any, size: tuple[int, int]) -> Any:
@@ -105,6 +105,6 @@ def clip(boxes: Any, size: tuple[int, int]) -> Any:
     return ops.minimum(ops.maximum(boxes, 0.0), limits)
 
 
-def _centre_and_size(boxes: Any) -> tuple[Any, Any]:
+def _center_and_size(boxes: Any) -> tuple[Any, Any]:
     low, high = boxes[..., :2], boxes[..., 2:]
     return (low + high) / 2.0, high - low

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_muffnet.data.graph_decoding import grey_in_graph
+from keras_muffnet.data.graph_decoding import gray_in_graph
 from keras_muffnet.data.graph_decoding import rgb_with_tensorflow
 from keras_muffnet.preprocessing import center_box
 
@@ -58,7 +58,7 @@ def decode_images(
             or 32 bits a pixel) or WebP (not animated) image of any size.
         height: height to resize to, in pixels.
         width: width to resize to, in pixels.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
         max_pixels: the most pixels, height times width, of an encoded image.
         crop: None to resize the whole image, without keeping its aspect
             ratio; else see `keras_muffnet.preprocessing.Preprocessing`.
@@ -124,7 +124,7 @@ def _decode(
 ) -> tf.Tensor:
     image = rgb_with_tensorflow(encoded, pillow=False)
     if channels == 1:
-        image = grey_in_graph(image)
+        image = gray_in_graph(image)
     top = left = 0
     size: Any = (height, width)
     if crop is not None:

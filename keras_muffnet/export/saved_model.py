@@ -321,8 +321,8 @@ def _warm_up_inputs(
     if takes_bytes:
         # Formats that every TensorFlow decodes: one that it does not would
         # keep TF Serving from loading the model.
-        grey = tf.fill((48, 64, 3), tf.constant(128, tf.uint8))
-        encoded = [tf.io.encode_jpeg(grey), tf.io.encode_png(grey)]
+        gray = tf.fill((48, 64, 3), tf.constant(128, tf.uint8))
+        encoded = [tf.io.encode_jpeg(gray), tf.io.encode_png(gray)]
         inputs["serving_bytes"] = {
             "image_bytes": tf.make_tensor_proto(tf.stack(encoded).numpy())
         }

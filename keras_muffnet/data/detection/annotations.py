@@ -72,7 +72,7 @@ class Description(NamedTuple):
 
     size: tuple[int, int] | None
     objects: list[RawObject | Problem]
-    normalised: bool = False
+    normalized: bool = False
 
 
 class Objects(NamedTuple):
@@ -133,7 +133,7 @@ def checked(
             bad.append(item)
             continue
         box = np.array(item.box, np.float64)
-        if description.normalised:
+        if description.normalized:
             box *= limits
         inside = np.clip(box, 0, limits).astype(np.float32)
         told = ", ".join(f"{number:g}" for number in box)

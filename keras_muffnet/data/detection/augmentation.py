@@ -44,7 +44,7 @@ class SSDAugmentation:
     Attributes:
         brightness: the most that is added to pixels or taken off them.
         contrast: the least and the greatest factor of pixels.
-        saturation: the same of their distance from grey.
+        saturation: the same of their distance from gray.
         hue: the most that hues turn, in half turns. gluon-cv draws from -18
             to 18, which makes all hues alike; 0.2 is what SSD's authors drew.
         expansion: the most that half of the images shrink by, on a canvas of
@@ -107,8 +107,8 @@ class SSDAugmentation:
         crop = 0, 0, canvas_width, canvas_height
         if self.crop:
             crop = draw_crop(u[_ORDER:], boxes, canvas_height, canvas_width)
-        kept = _centred(boxes, crop)
-        matrix, offset = self._colours(u)
+        kept = _centered(boxes, crop)
+        matrix, offset = self._colors(u)
         placed = (crop[0] - left, crop[1] - top, crop[2] - left, crop[3] - top)
         # Scaling is of the same kind as the changes of color.
         x = _shown(
@@ -130,7 +130,7 @@ class SSDAugmentation:
             boxes[:, [0, 2]] = size[1] - boxes[:, [2, 0]]
         return x, boxes.astype(np.float32), kept
 
-    def _colours(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _colors(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The changes of color as a matrix and what is added."""
         matrix, offset = np.eye(3), np.zeros(3)
         if u[0] < 0.5:
@@ -206,7 +206,7 @@ def draw_crop(
             x_min, y_min, x_max, y_max = map(int, crops[np.argmax(fits)])
             candidates.append((x_min, y_min, x_max, y_max))
     for i in np.argsort(order[: len(candidates)]):
-        if not len(boxes) or _centred(boxes, candidates[i]).any():
+        if not len(boxes) or _centered(boxes, candidates[i]).any():
             return candidates[i]
     return candidates[0]
 
@@ -220,9 +220,9 @@ def _overlaps(crops: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return both / (areas[0][:, None] + areas[1][None] - both)
 
 
-def _centred(boxes: np.ndarray, crop: tuple[int, int, int, int]) -> np.ndarray:
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    return ((centres >= crop[:2]) & (centres < crop[2:])).all(axis=1)
+def _centered(boxes: np.ndarray, crop: tuple[int, int, int, int]) -> np.ndarray:
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return ((centers >= crop[:2]) & (centers < crop[2:])).all(axis=1)
 
 
 def _shown(

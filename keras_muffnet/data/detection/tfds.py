@@ -104,7 +104,7 @@ class TfdsExamples(DetectionExamples):
                     area=float(area[i]) if i < len(area) else None,
                 )
             )
-        return Description(None, objects, normalised=True)
+        return Description(None, objects, normalized=True)
 
 
 def open_detection_tfds(

@@ -69,7 +69,7 @@ class YoloExamples(DetectionExamples):
             for number, row in enumerate(rows, 1)
             if row
         ]
-        return Description(None, objects, normalised=True)
+        return Description(None, objects, normalized=True)
 
     def _object(self, name: str, row: Sequence[str]) -> RawObject | Problem:
         try:
