@@ -44,7 +44,7 @@ format: .venv/test.done
 	$(BIN)/ruff check --fix .
 
 docs: .venv/test.done
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv .matrix site runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

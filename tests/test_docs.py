@@ -147,7 +147,7 @@ def test_every_result_has_a_table():
 
 def test_the_site_builds(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "-q", "-s", "-d", tmp_path],
+        [sys.executable, "-m", "mkdocs", "build", "-s", "-d", tmp_path],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,

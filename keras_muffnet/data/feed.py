@@ -147,12 +147,9 @@ class Feed:
         Returns:
             For Keras on TensorFlow, fed by tf.data, a `tf.data.Dataset`;
             otherwise a `keras.utils.PyDataset`. Both have a length and give
-            images and labels:
-
-            - images: `(n, height, width, 3)`, or channels first, of Keras's
-              float type, scaled;
-            - labels: integers `(n,)`, or float one-hot `(n, classes)`;
-            - with `class_weight`, float32 weights `(n,)`.
+            scaled images, `(n, height, width, 3)`, or channels first, of
+            Keras's float type; labels, integers `(n,)` or float one-hot
+            `(n, classes)`; and with `class_weight` float32 weights `(n,)`.
 
         Raises:
             ValueError: if there is no such epoch or step.

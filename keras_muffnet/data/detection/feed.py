@@ -159,13 +159,11 @@ class DetectionFeed:
             start_step: the first batch given, of `steps_per_epoch`.
 
         Returns:
-            A `keras.utils.PyDataset` of images and targets:
-
-            - images: float32 `(n, height, width, 3)`, or channels first,
-              scaled;
-            - targets: float32 `(n, max_objects, 5)`, of rows `(class, x_min,
-              y_min, x_max, y_max)` in pixels of these images. Rows without an
-              object are `(-1, 0, 0, 0, 0)` and come last.
+            A `keras.utils.PyDataset` of scaled images, float32 `(n, height,
+            width, 3)`, or channels first; and targets, float32
+            `(n, max_objects, 5)`, of rows `(class, x_min, y_min, x_max,
+            y_max)` in pixels of these images. Rows without an object are
+            `(-1, 0, 0, 0, 0)` and come last.
 
         Raises:
             ValueError: if there is no such epoch or step.
@@ -328,7 +326,7 @@ def make_detection_feed(
         batch_size=4,
         train_split="trainval",
     )
-    images, objects = next(iter(feed.epoch(0)))
+    images, objects = feed.epoch(0)[0]
     ```
 
     Args:
