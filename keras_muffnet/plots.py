@@ -148,7 +148,7 @@ def plot_predictions(
         columns: images in a row.
     """
     rows = -(-len(images) // columns)
-    figure, grid = new_figure(1.4 * columns, 1.7 * rows, columns, rows)
+    figure, grid = new_figure(1.4 * columns, 1.9 * rows, columns, rows)
     for axes in grid.flat:
         axes.axis("off")
     for axes, image, label, score in zip(
