@@ -229,7 +229,7 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     from keras_muffnet import preprocess_input
 
     images = np.full((1, 32, 32, 3), 128, "uint8")
-    preprocess_input(images).max()  # 0.0
+    scaled = preprocess_input(images)  # float32 zeros
     ```
 
     Args:

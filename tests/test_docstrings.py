@@ -34,6 +34,8 @@ def find_examples():
 
 
 EXAMPLES = find_examples()
+# They train a network; the others take a minute together.
+SLOW = ("detection/evaluation.py:MeanAveragePrecision", "training/loop.py:fit")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,13 @@ def reader_tflite(reader_model, tmp_path_factory):
     return export_litert(reader_model, path).read_bytes()
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in EXAMPLES
+    ],
+)
 def test_examples_run(name, reader_model, reader_tflite, tmp_path, monkeypatch):
     make_files(tmp_path)
     reader_model.save(tmp_path / "model.keras")

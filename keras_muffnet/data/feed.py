@@ -356,7 +356,9 @@ def make_feed(
 
     source = data.open_source("photos")
     feed = data.make_feed(source, data.IMAGENET, size=(32, 32), batch_size=8)
-    model.fit(feed.epoch(0), validation_data=feed.evaluation())
+    model.fit(
+        feed.epoch(0), validation_data=feed.evaluation(), shuffle=False
+    )
     ```
 
     Args:

@@ -71,7 +71,9 @@ class MeanAveragePrecision(keras.callbacks.Callback):
     )
     model = SSD(classes=2, input_shape=(96, 96, 3))
     model.compile("sgd", SSDLoss(model.layers[-1].anchors))
-    model.fit(feed.epoch(0), callbacks=[MeanAveragePrecision(feed)])
+    model.fit(
+        feed.epoch(0), shuffle=False, callbacks=[MeanAveragePrecision(feed)]
+    )
     ```
 
     Args:
