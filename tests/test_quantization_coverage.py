@@ -155,9 +155,10 @@ FAST = (
     "YOLO head",
 )
 # Where the converter's files are better by more than 1 dB. A rounding across
-# the place where hard_shrink jumps costs as much as the jump. The others are
-# not looked into one by one: most have outputs of few numbers, of which ranges
-# that are means over batches cut off the largest.
+# the place where hard_shrink jumps costs as much as the jump. The others have
+# so few weights that chance decides which file has the larger errors: over
+# three draws of perceptron's weights the converter has 36 to 42 dB, and both
+# have 37.7 in the mean.
 BEHIND = {
     "activation hard_shrink",
     "perceptron",
@@ -167,10 +168,7 @@ BEHIND = {
     "GlobalMaxPooling1D",
     "Dot",
     "Dense with gelu",
-    "sum",
     "log",
-    "clip above",
-    "maximum",
 }
 
 

@@ -233,3 +233,10 @@ def test_layers_without_a_name_inside_a_layer_are_brought_back(data):
     np.testing.assert_allclose(brought.bias, dense.bias + 0.25, rtol=1e-6)
     again = quantization.quantize_aware(finished, ranges)
     np.testing.assert_allclose(again(data), quantized(data), atol=1e-5)
+
+
+def test_a_lambda_layer_is_copied_with_its_function(data):
+    model = make_model(layers.Lambda(lambda x: ops.relu(x) * 2.0))
+    quantized = quantization.quantize_aware(model, data)
+    finished, _ = quantization.finish(quantized, model)
+    np.testing.assert_allclose(finished(data), model(data), rtol=1e-5)

@@ -46,7 +46,7 @@ def finish(
         for layer in quantized_model.layers
         if layer.weights
     }
-    copy = keras.models.clone_model(model)
+    copy = keras.models.clone_model(model, clone_function=_cloned)
     copy.set_weights(model.get_weights())
     # Whatever was left in float has its weights in layers named so.
     kept = [
@@ -89,6 +89,16 @@ def finish(
             )
         _bring_back(step, weights, layers)
     return copy, ranges
+
+
+def _cloned(layer: keras.layers.Layer) -> Any:
+    """A layer of the same configuration."""
+    if isinstance(layer, keras.layers.Lambda):
+        # Its function would be read from bytes, which Keras holds unsafe.
+        return keras.layers.Lambda(
+            layer.function, arguments=layer.arguments, name=layer.name
+        )
+    return type(layer).from_config(layer.get_config())
 
 
 def engine_of(model: Any) -> Any:
