@@ -85,7 +85,7 @@ def benchmark(args: argparse.Namespace) -> None:
 
 def measured(names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measures in another process, which a network may end."""
-    pool = None
+    pool: concurrent.futures.ProcessPoolExecutor | None = None
     for name in names:
         pool = pool or concurrent.futures.ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn"), max_tasks_per_child=8
