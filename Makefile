@@ -6,7 +6,7 @@ BIN := .venv/bin
 help:
 	@echo "make quickstart  digits from spec to served int8 model: runs/quickstart/"
 	@echo "make reproduce   the paper's tables and figures: results/paper/"
-	@echo "make test        the tests but for the slow ones"
+	@echo "make test        the tests except the slow ones"
 	@echo "make test-all    all tests"
 	@echo "make docs        the documentation's site: site/index.html"
 	@echo "make lint        ruff and mypy"

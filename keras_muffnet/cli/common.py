@@ -231,7 +231,7 @@ def network_arguments(
 
     Returns:
         Arguments of `keras_muffnet.MuffNet` for `.weights.h5`; for others
-        those that were given all the same, but for the size.
+        those that were given all the same, except the size.
 
     Raises:
         ValueError: if one is missing.

@@ -71,7 +71,7 @@ def export(args: argparse.Namespace) -> pathlib.Path:
     if args.model.endswith(".tflite"):
         if args.format != "litert" or args.labels or args.normalization:
             raise ValueError(
-                "--model must be a .keras file, but for --format litert "
+                "--model must be a .keras file, except for --format litert "
                 "without --labels and --normalization: a .tflite file has its "
                 f"own. Received: {args.model}"
             )

@@ -292,7 +292,7 @@ def _refuse_network(
     if network:
         raise ValueError(
             f"{', '.join(f'`{name}`' for name in network)} must be left out "
-            "but for the weights of a MuffNet. "
+            "except for the weights of a MuffNet. "
             f"Received: model={os.fspath(model)!r}"
         )
 

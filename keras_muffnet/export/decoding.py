@@ -43,7 +43,7 @@ def decode_images(
     other formats.
 
     What is wrong with an image is found before any memory is given to its
-    pixels, but for damage. Of a GIF only the first frame is read.
+    pixels, except damage. Of a GIF only the first frame is read.
 
     ```python
     import pathlib

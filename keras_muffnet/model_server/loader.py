@@ -174,7 +174,7 @@ def _fits(array: np.ndarray, shape: tuple[int, ...]) -> bool:
 def _prefer(
     fast: Signature, slow: Signature, shape: tuple[int, ...]
 ) -> Signature:
-    """What runs by `fast` but for inputs that only `slow` may take."""
+    """Runs `fast`, or `slow` for inputs that only that may take."""
 
     def run(array: np.ndarray) -> list[np.ndarray]:
         return (fast if _fits(array, shape) else slow).run(array)

@@ -125,7 +125,7 @@ def use_devices(
     processes: Processes | None = None,
     count: int | None = None,
 ) -> int:
-    """Has all that follows in this process share batches among devices.
+    """Makes all training in this process share batches among devices.
 
     To be called before a network is built and, for several processes, before
     anything else uses JAX. JAX gets a `keras.distribution.DataParallel`,

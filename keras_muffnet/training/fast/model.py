@@ -1,4 +1,4 @@
-"""Has a Keras model computed by fewer, faster operations of PyTorch.
+"""Computes a Keras model by fewer, faster operations of PyTorch.
 
 The layers, their variables and what is saved of them stay Keras's own. Only
 `model.call` is replaced: it runs a plan, made once from the graph, in which
@@ -30,7 +30,7 @@ Step = Callable[[Values, bool], None]
 
 
 def accelerate(model: keras.Model) -> str:
-    """Has a model compute on the CPU as fast as the backend can.
+    """Makes a model compute on the CPU as fast as the backend can.
 
     The results are those of Keras's own layers to the rounding of float32, in
     training, evaluation and prediction. The model's variables, configuration
