@@ -20,7 +20,7 @@ reproduce: .venv/all.done
 	$(BIN)/python tools/reproduce.py $(ARGS)
 
 # Most of the tests keep one core busy, so two run at a time.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/test.done browser
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -1,5 +1,8 @@
 """Shared by all tests."""
 
+import contextlib
+import functools
+import gc
 import os
 import pathlib
 import socket
@@ -12,8 +15,13 @@ import pytest
 from PIL import Image
 
 from keras_muffnet.cli.main import main
+from tests.forks import Forks
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# The tests' networks are too small to be shared out to threads, and the other
+# cores have tests of their own.
+for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -37,6 +45,36 @@ def run_python():
             text=True,
             timeout=600,
         )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Returns the process of a backend that starts programs at once."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def of(backend):
+            process = Forks(backend)
+            stack.callback(process.close)
+            return process
+
+        yield of
+
+
+@pytest.fixture
+def run_forked(forks):
+    """As `run_python`, in a process that has Keras imported already.
+
+    The same process, its output and its exit are checked, but not what Python
+    and Keras do when they start.
+    """
+
+    def run(*args, KERAS_BACKEND="tensorflow", **environment):  # noqa: N803
+        done = forks(KERAS_BACKEND).run(*args, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -79,3 +117,51 @@ def write_photos(folder, names, train, test):
                 pixels[..., channel] += 55
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     return folder
+
+
+# What takes longest comes first, so that no process is left alone at the end.
+SLOWEST_FIRST = (
+    "test_quantization.py",
+    "test_reproduction.py",
+    "test_quantization_coverage.py",
+    "test_quantization_ends.py",
+    "test_quickstart.py",
+    "test_cli_quantize.py",
+    "test_training_devices.py",
+    "test_training.py",
+    "test_export.py",
+    "test_export_detection.py",
+    "test_detection.py",
+    "test_training_detection.py",
+    "test_quantization_report.py",
+    "test_backends.py",
+    "test_baselines.py",
+    "test_cli.py",
+    "test_training_recipes.py",
+    "test_training_fast.py",
+    "test_docs.py",
+    "test_model_server_fuzz.py",
+    "test_model_server_operation.py",
+    "test_model_server_page.py",
+    "test_model_server_flags.py",
+    "test_model_server.py",
+    "test_model_server_litert.py",
+    "test_model_server_grpc.py",
+)
+
+
+def pytest_collection_finish():
+    """Spares the collector the packages, and most of its passes.
+
+    A traced network is millions of objects; looking for garbage among them, and
+    among all that TensorFlow consists of, takes a tenth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts by file; `--no-loadscope-reorder` keeps xdist from its order."""
+    rank = {name: place for place, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))

@@ -55,8 +55,8 @@ COMBINATIONS = [
 
 
 @pytest.mark.parametrize(("backend", "data_format"), COMBINATIONS)
-def test_builds_trains_saves_and_reloads(run_python, backend, data_format):
-    printed = run_python(
+def test_builds_trains_saves_and_reloads(run_forked, backend, data_format):
+    printed = run_forked(
         "-c", ROUND_TRIP, backend, data_format, "small", KERAS_BACKEND=backend
     )
     assert printed.splitlines()[-1] == "done (8, 5)"
@@ -64,8 +64,8 @@ def test_builds_trains_saves_and_reloads(run_python, backend, data_format):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "data_format"), COMBINATIONS)
-def test_the_paper_s_network_does_too(run_python, backend, data_format):
-    printed = run_python(
+def test_the_paper_s_network_does_too(run_forked, backend, data_format):
+    printed = run_forked(
         "-c", ROUND_TRIP, backend, data_format, "full", KERAS_BACKEND=backend
     )
     assert printed.splitlines()[-1] == "done (8, 5)"
@@ -86,11 +86,11 @@ np.save(path + sys.argv[1], model.predict(images.astype("float32"), verbose=0))
 """
 
 
-def test_weights_move_between_backends(run_python, tmp_path):
+def test_weights_move_between_backends(run_forked, tmp_path):
     path = str(tmp_path / "model")
-    run_python("-c", SAME_WEIGHTS, "save", path, KERAS_BACKEND="tensorflow")
-    run_python("-c", SAME_WEIGHTS, "jax", path, KERAS_BACKEND="jax")
-    run_python("-c", SAME_WEIGHTS, "torch", path, KERAS_BACKEND="torch")
+    run_forked("-c", SAME_WEIGHTS, "save", path, KERAS_BACKEND="tensorflow")
+    run_forked("-c", SAME_WEIGHTS, "jax", path, KERAS_BACKEND="jax")
+    run_forked("-c", SAME_WEIGHTS, "torch", path, KERAS_BACKEND="torch")
     expected = np.load(path + "save.npy")
     for backend in ("jax", "torch"):
         np.testing.assert_allclose(
@@ -98,14 +98,14 @@ def test_weights_move_between_backends(run_python, tmp_path):
         )
 
 
-def test_channels_first_builds_on_tensorflow(run_python):
+def test_channels_first_builds_on_tensorflow(run_forked):
     code = (
         "import keras; keras.config.set_image_data_format('channels_first');"
         "from keras_muffnet import MuffNet;"
         "m = MuffNet(alpha=0.5, include_top=False);"
         "print(m.input_shape, m.get_layer('stage1_output').output.shape)"
     )
-    printed = run_python("-c", code, KERAS_BACKEND="tensorflow")
+    printed = run_forked("-c", code, KERAS_BACKEND="tensorflow")
     assert printed.split("\n")[0] == (
         "(None, 3, None, None) (None, 40, None, None)"
     )
@@ -141,17 +141,17 @@ print("done", int(found.count[0]) > 0)
     ("backend", "data_format"),
     [c for c in COMBINATIONS if c[0] != "tensorflow"],
 )
-def test_detectors_train_and_find(run_python, backend, data_format):
-    printed = run_python(
+def test_detectors_train_and_find(run_forked, backend, data_format):
+    printed = run_forked(
         "-c", DETECTION, backend, data_format, KERAS_BACKEND=backend
     )
     assert printed == "done True\n"
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_detection_is_the_same_on_other_backends(run_python, backend):
+def test_detection_is_the_same_on_other_backends(run_forked, backend):
     chosen = "matching or loss or suppression or iou or box_code"
-    printed = run_python(
+    printed = run_forked(
         *("-m", "pytest", "-q", "tests/test_detection.py", "-k", chosen),
         KERAS_BACKEND=backend,
     )

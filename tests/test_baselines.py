@@ -301,8 +301,8 @@ for name, (function, arguments) in SMALL.items():
 """
 
 
-def test_channels_first_is_the_same_network(run_python, small):
-    printed = run_python("-c", CHANNELS_FIRST, KERAS_BACKEND="jax")
+def test_channels_first_is_the_same_network(run_forked, small):
+    printed = run_forked("-c", CHANNELS_FIRST, KERAS_BACKEND="jax")
     lines = [line.split(":") for line in printed.splitlines() if ":" in line]
     assert [name for name, *_ in lines] == list(SMALL)
     for name, *counts in lines:

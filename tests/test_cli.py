@@ -1,10 +1,7 @@
 """The command `muffnet`; `quantize` and `detect` have files of their own."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from unittest import mock
 
 import keras
@@ -319,18 +316,11 @@ def test_export_from_weights(tmp_path, muffnet, monkeypatch):
         np.testing.assert_array_equal(mine, theirs)
 
 
-def command(*arguments):
-    """Runs it as a user does, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "keras_muffnet", *arguments],
-        capture_output=True,
-        text=True,
+def test_a_folder_is_fine_tuned_and_evaluated(photos, forks, tmp_path):
+    def command(*arguments):
         # Tracing three networks in TensorFlow would take a minute.
-        env={**os.environ, "KERAS_BACKEND": "torch"},
-    )
+        return forks("torch").run("-m", "keras_muffnet", *arguments)
 
-
-def test_a_folder_is_fine_tuned_and_evaluated(photos, tmp_path):
     output = tmp_path / "run"
     weights = tmp_path / "trained.keras"
     MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=7).save(weights)

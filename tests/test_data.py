@@ -84,7 +84,7 @@ def test_shuffling_follows_the_seed_and_keeps_pairs():
     assert sorted(orders[1]) == list(range(50))
 
 
-def test_dataset_feeds_keras_on_another_backend(run_python):
+def test_dataset_feeds_keras_on_another_backend(run_forked):
     pytest.importorskip("torch")
     code = (
         "import keras, numpy as np;"
@@ -94,7 +94,7 @@ def test_dataset_feeds_keras_on_another_backend(run_python):
         "print(keras.backend.backend(),"
         " keras.Model(x, y).predict(data, verbose=0).mean())"
     )
-    assert run_python("-c", code, KERAS_BACKEND="jax") == "jax -1.0\n"
+    assert run_forked("-c", code, KERAS_BACKEND="jax") == "jax -1.0\n"
 
 
 @pytest.mark.parametrize(("images", "labels"), [(0, 0), (3, 2)])

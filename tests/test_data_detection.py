@@ -621,7 +621,7 @@ def test_fit_and_evaluate(voc):
     exec(FIT, {**names, "source": open_detection_source(voc)})
 
 
-def test_jax_fits_without_tensorflow(run_python, voc):
+def test_jax_fits_without_tensorflow(run_forked, voc):
     code = f"""
 import sys
 sys.modules["tensorflow"] = None
@@ -630,7 +630,7 @@ source = open_detection_source({str(voc)!r})
 {FIT}
 print(feed.epoch(2)[0][1].tolist())
 """
-    printed = run_python("-c", code, KERAS_BACKEND="jax")
+    printed = run_forked("-c", code, KERAS_BACKEND="jax")
     _, y = feed_of(voc, seed=3).epoch(2)[0]
     assert json.loads(printed) == y.tolist()
 

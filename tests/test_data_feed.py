@@ -475,7 +475,7 @@ def test_a_model_fits(folder, backend):
                 model.fit(feed.epoch(0), shuffle=True, verbose=0)
 
 
-def test_training_needs_no_tensorflow(folder, run_python):
+def test_training_needs_no_tensorflow(folder, run_forked):
     """Keras on JAX, fed by Pillow, sees what TensorFlow's users see."""
     pytest.importorskip("jax")
     code = f"""
@@ -495,7 +495,7 @@ x, y = feed.epoch(1)[0]
 print(keras.backend.backend(), int(model.optimizer.iterations),
     np.asarray(y).tolist(), float(np.abs(np.asarray(x)).sum()))
 """
-    printed = run_python("-c", code, KERAS_BACKEND="jax").split()
+    printed = run_forked("-c", code, KERAS_BACKEND="jax").split()
     [(x, y), *_] = arrays(
         feed_of(folder, CIFAR, mean=128.0, std=128.0).epoch(1)
     )

@@ -226,7 +226,7 @@ def test_weights_load_by_name(tmp_path):
     assert_same_by_name(target, source)
 
 
-def test_layer_names_are_the_same_in_another_process(run_python):
+def test_layer_names_are_the_same_in_another_process(run_forked):
     code = (
         "import keras, keras_muffnet;"
         "keras.layers.ReLU(); keras_muffnet.MuffNet(alpha=0.5);"
@@ -236,7 +236,7 @@ def test_layer_names_are_the_same_in_another_process(run_python):
     here = MuffNet(alpha=0.5, include_top=False)
     names = [layer.name for layer in here.layers[1:]]
     paths = [weight.path for weight in here.weights]
-    assert run_python("-c", code).split() == names + paths
+    assert run_forked("-c", code).split() == names + paths
     assert len(set(names)) == len(names)
 
 

@@ -601,9 +601,9 @@ except ImportError as error:
 
 
 def test_the_keras_engine_needs_neither_tf_keras_nor_tfmot(
-    run_python, tmp_path
+    run_forked, tmp_path
 ):
-    printed = run_python("-c", NO_TFMOT.replace("FOLDER", str(tmp_path)))
+    printed = run_forked("-c", NO_TFMOT.replace("FOLDER", str(tmp_path)))
     assert "range (0.0, 1.0)" in printed
     assert LiteRTModel(tmp_path / "model.tflite").input_dtype == np.int8
     # The other engine says what it lacks, and how to get it.
@@ -612,9 +612,9 @@ def test_the_keras_engine_needs_neither_tf_keras_nor_tfmot(
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_keras_engine_trains_on_every_backend(
-    backend, run_python, tmp_path
+    backend, run_forked, tmp_path
 ):
-    run_python("-m", __name__, "backend", str(tmp_path), KERAS_BACKEND=backend)
+    run_forked("-m", __name__, "backend", str(tmp_path), KERAS_BACKEND=backend)
     with np.load(tmp_path / "outputs.npz") as file:
         outputs = dict(file)
     assert str(outputs["backend"]) == backend
@@ -984,6 +984,7 @@ END_TYPES = [("keras", "uint8"), ("keras", "float32"), ("tfmot", "uint8")]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantization")
+    # Not a fork: tfmot sets what TensorFlow's Keras is before any import.
     done = subprocess.run(
         [sys.executable, "-m", __name__, "engines", str(folder)],
         cwd=ROOT,

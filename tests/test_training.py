@@ -3,12 +3,12 @@
 import csv
 import dataclasses
 import errno
+import functools
 import itertools
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 
 import keras
@@ -24,7 +24,6 @@ from keras_muffnet.training import fit
 from keras_muffnet.training import loop
 from keras_muffnet.training import open_feed
 from keras_muffnet.training.loop import Interrupted
-from tests.conftest import ROOT
 from tests.training_run import Batches
 from tests.training_run import SmallFeed
 from tests.training_run import digest
@@ -43,7 +42,12 @@ def keras_as_before():
     keras.config.set_image_data_format("channels_last")
 
 
-def start(backend, settings, folder, end):
+@pytest.fixture
+def start(forks):
+    return functools.partial(start_on, forks)
+
+
+def start_on(forks, backend, settings, folder, end):
     code = (
         "import sys, runpy\n"
         # Half of the time would go into its import.
@@ -51,14 +55,7 @@ def start(backend, settings, folder, end):
         "runpy.run_module('tests.training_run', run_name='__main__',"
         " alter_sys=True)"
     )
-    return subprocess.run(
-        [sys.executable, "-c", code, json.dumps(settings), folder, end],
-        cwd=ROOT,
-        env={**os.environ, "KERAS_BACKEND": backend},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return forks(backend).run("-c", code, json.dumps(settings), folder, end)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +82,7 @@ def start(backend, settings, folder, end):
     ],
 )
 def test_a_killed_run_ends_with_the_weights_of_a_whole_one(
-    backend, kill, settings, resumed, tmp_path
+    backend, kill, settings, resumed, start, tmp_path
 ):
     folder = str(tmp_path / "run")
     killed = start(backend, settings, folder, kill)
@@ -557,7 +554,7 @@ def test_an_unknown_layer_to_unfreeze_is_refused_before_the_first_epoch(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
-def test_a_network_of_many_threads_is_deterministic(backend, tmp_path):
+def test_a_network_of_many_threads_is_deterministic(backend, start, tmp_path):
     """Killed at any moments, a run ends to the bit as one left alone."""
     settings = {
         "size": 32,

@@ -1,9 +1,8 @@
 """Several devices and processes train as one does."""
 
+import functools
 import json
-import os
 import socket
-import subprocess
 import sys
 
 import keras
@@ -12,7 +11,6 @@ import pytest
 
 from keras_muffnet.training import devices
 from keras_muffnet.training import use_devices
-from tests.conftest import ROOT
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -86,7 +84,7 @@ def test_what_is_lacking_is_named(environment, flags, error):
         devices.find_processes(environment, *flags)
 
 
-def test_what_a_backend_cannot_do_is_refused(run_python):
+def test_what_a_backend_cannot_do_is_refused(run_forked):
     processes = devices.Processes(2, 0, "a:1")
     with pytest.raises(ValueError, match="but on the backend jax"):
         use_devices(8, processes)
@@ -99,36 +97,35 @@ def test_what_a_backend_cannot_do_is_refused(run_python):
         "try: use_devices(8, count=2)\n"
         "except ValueError as error: print(error)"
     )
-    assert run_python("-c", code, KERAS_BACKEND="torch") == (
+    assert run_forked("-c", code, KERAS_BACKEND="torch") == (
         "`devices` must be at least 1 and at most 1 on the backend torch: "
         "Keras trains on one device there. Received: devices=2\n"
     )
 
 
-def start(backend, *args, **environment):
+@pytest.fixture
+def start(forks):
+    return functools.partial(start_on, forks)
+
+
+def start_on(forks, backend, *args, **environment):
     code = (
         "import sys, runpy\n"
         f"if {backend!r} == 'jax': sys.modules['tensorflow'] = None\n"
         "runpy.run_module('tests.devices_run', run_name='__main__',"
         " alter_sys=True)"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)],
-        cwd=ROOT,
-        env={**os.environ, "KERAS_BACKEND": backend, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return forks(backend).start("-c", code, *args, **environment)
 
 
 def ended(process, status=0):
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == status, err
+    done = process.wait()
+    assert done.returncode == status, done.stderr
+    out = done.stdout
     return json.loads(out.splitlines()[-1]) if status == 0 else out
 
 
-def pair(folders, stop):
+def pair(start, folders, stop):
     """Two processes on loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -148,17 +145,18 @@ def assert_same(one, other):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(forks, tmp_path_factory):
     """One process with one device."""
-    return ended(start("jax", tmp_path_factory.mktemp("alone"), 1, 9))
+    folder = tmp_path_factory.mktemp("alone")
+    return ended(start_on(forks, "jax", folder, 1, 9))
 
 
-def test_two_processes_train_as_one(alone, tmp_path):
+def test_two_processes_train_as_one(alone, start, tmp_path):
     folders = tmp_path / "first", tmp_path / "second"
     # Both end before the second epoch, and go on from the first's checkpoint.
-    stopped = pair(folders, stop=1)
+    stopped = pair(start, folders, stop=1)
     assert all("stopped" in ended(one, status=3) for one in stopped)
-    runs = [ended(one) for one in pair(folders, stop=9)]
+    runs = [ended(one) for one in pair(start, folders, stop=9)]
     for run in runs:
         assert_same(alone, run)
         assert run["devices"] == 2
@@ -171,14 +169,14 @@ def test_two_processes_train_as_one(alone, tmp_path):
     assert len(log) == 3
 
 
-def test_two_devices_of_jax_train_as_one(alone, tmp_path):
+def test_two_devices_of_jax_train_as_one(alone, start, tmp_path):
     flags = "--xla_force_host_platform_device_count=2"
     run = ended(start("jax", tmp_path, 1, 9, XLA_FLAGS=flags))
     assert run["devices"] == 2
     assert_same(alone, run)
 
 
-def test_two_devices_of_tensorflow_train_as_one(tmp_path):
+def test_two_devices_of_tensorflow_train_as_one(start, tmp_path):
     one = ended(start("tensorflow", tmp_path / "1", 1, 9))
     two = ended(start("tensorflow", tmp_path / "2", 2, 9))
     assert (one["devices"], two["devices"]) == (1, 2)

@@ -180,8 +180,8 @@ print(accelerate(model))
 """
 
 
-def test_it_computes_what_keras_does(run_python, tmp_path):
-    printed = run_python("-c", COMPARE, str(tmp_path), KERAS_BACKEND="torch")
+def test_it_computes_what_keras_does(run_forked, tmp_path):
+    printed = run_forked("-c", COMPARE, str(tmp_path), KERAS_BACKEND="torch")
     assert printed.splitlines()[-1] == "done"
 
 
@@ -195,8 +195,8 @@ def test_it_computes_what_keras_does(run_python, tmp_path):
         ("jax", "Keras's own layers (backend jax)"),
     ],
 )
-def test_without_a_faster_way_the_layers_stay(run_python, backend, told):
-    printed = run_python(
+def test_without_a_faster_way_the_layers_stay(run_forked, backend, told):
+    printed = run_forked(
         "-c", NO_COMPILER, KERAS_BACKEND=backend, CC="/nowhere/cc"
     )
     assert printed.strip() == told

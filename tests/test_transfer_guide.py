@@ -21,9 +21,9 @@ print("loaded")
 """
 
 
-def test_the_guide_runs(run_python, tmp_path):
+def test_the_guide_runs(run_forked, tmp_path):
     transfer_guide.main(tmp_path)
-    printed = run_python("-c", FRESH, tmp_path)
+    printed = run_forked("-c", FRESH, tmp_path)
     without, loaded = printed.strip().rsplit("\n", 1)
     assert loaded == "loaded"
     # Keras words the error, which names the module whose import helps.
