@@ -116,12 +116,13 @@ import sys
 backend, data_format = sys.argv[1:]
 sys.modules["tensorflow"] = None
 import keras, numpy as np
-from keras_muffnet import MuffNet
+from keras_muffnet import MuffNet, StageSpec
 from keras_muffnet.detection import SSD, SSDLoss, detector
 keras.config.set_image_data_format(data_format)
 shape = (64, 64, 3) if data_format == "channels_last" else (3, 64, 64)
 keras.utils.set_random_seed(0)
-backbone = MuffNet(input_shape=shape, alpha=0.1, include_top=False)
+stages = [StageSpec("geometric", 2, 6)] * 3
+backbone = MuffNet(input_shape=shape, stages=stages, include_top=False)
 model = SSD(backbone, 2, extra_filters=(8, 8, 8, 8))
 model.compile("sgd", SSDLoss(model.layers[-1].anchors))
 images = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")

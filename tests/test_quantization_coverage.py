@@ -11,10 +11,11 @@ import pytest
 import tensorflow as tf
 
 from keras_muffnet import MuffNet
+from keras_muffnet import StageSpec
 from keras_muffnet import baselines
 from keras_muffnet import quantization
-from keras_muffnet import stages_from_notation
 from keras_muffnet.data import load_digits
+from keras_muffnet.federation import PATTERNS
 from keras_muffnet.litert import LiteRTModel
 from tests.conftest import ROOT
 from tools.benchmarks.quantization_coverage import WAYS
@@ -48,14 +49,6 @@ SLOW = (
     "Xception",
     "VGG16",
 )
-PATTERNS = (
-    "average+average+average",
-    "linear+linear+linear",
-    "geometric+geometric+geometric",
-    "none+none+none",
-    "dense+dense+dense",
-)
-
 
 PEERS = {
     "ShuffleNetV2": {"alpha": 0.3},
@@ -124,8 +117,8 @@ def test_networks_of_keras_applications(name, digits, tmp_path):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_muffnets_of_each_sharing_pattern(pattern, digits, tmp_path):
     keras.utils.set_random_seed(0)
-    stages = stages_from_notation(pattern, alpha=0.25)
-    model = MuffNet(input_shape=(32, 32, 3), stages=stages, classes=10)
+    stages = [StageSpec(pattern, 3, 12)] * 3
+    model = MuffNet(input_shape=(16, 16, 3), stages=stages, classes=10)
     check(model, digits, tmp_path)
 
 

@@ -3,12 +3,12 @@
 import csv
 import dataclasses
 import errno
-import functools
 import itertools
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 
 import keras
@@ -24,6 +24,7 @@ from keras_muffnet.training import fit
 from keras_muffnet.training import loop
 from keras_muffnet.training import open_feed
 from keras_muffnet.training.loop import Interrupted
+from tests.conftest import ROOT
 from tests.training_run import Batches
 from tests.training_run import SmallFeed
 from tests.training_run import digest
@@ -42,12 +43,8 @@ def keras_as_before():
     keras.config.set_image_data_format("channels_last")
 
 
-@pytest.fixture
-def start(forks):
-    return functools.partial(start_on, forks)
-
-
-def start_on(forks, backend, settings, folder, end):
+def program(backend, settings, folder, end):
+    """Arguments of Python for a run of `training_run`."""
     code = (
         "import sys, runpy\n"
         # Half of the time would go into its import.
@@ -55,7 +52,7 @@ def start_on(forks, backend, settings, folder, end):
         "runpy.run_module('tests.training_run', run_name='__main__',"
         " alter_sys=True)"
     )
-    return forks(backend).run("-c", code, json.dumps(settings), folder, end)
+    return "-c", code, json.dumps(settings), folder, end
 
 
 @pytest.mark.parametrize(
@@ -82,13 +79,17 @@ def start_on(forks, backend, settings, folder, end):
     ],
 )
 def test_a_killed_run_ends_with_the_weights_of_a_whole_one(
-    backend, kill, settings, resumed, start, tmp_path
+    backend, kill, settings, resumed, forks, tmp_path
 ):
     folder = str(tmp_path / "run")
-    killed = start(backend, settings, folder, kill)
+
+    def start(end):
+        return forks(backend).run(*program(backend, settings, folder, end))
+
+    killed = start(kill)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert "weights" not in killed.stdout
-    done = start(backend, settings, folder, "compare")
+    done = start("compare")
     assert done.returncode == 0, done.stderr
     assert resumed in done.stdout.splitlines()
     first, second = (
@@ -554,7 +555,7 @@ def test_an_unknown_layer_to_unfreeze_is_refused_before_the_first_epoch(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "torch", "jax"])
-def test_a_network_of_many_threads_is_deterministic(backend, start, tmp_path):
+def test_a_network_of_many_threads_is_deterministic(backend, tmp_path):
     """Killed at any moments, a run ends to the bit as one left alone."""
     settings = {
         "size": 32,
@@ -564,12 +565,27 @@ def test_a_network_of_many_threads_is_deterministic(backend, start, tmp_path):
         "checkpoint_steps": 1,
     }
     folder = str(tmp_path / "run")
+    # As many threads as there are cores, which the tests do without.
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
+        environment.pop(name, None)
+
+    def start(end):
+        return subprocess.run(
+            [sys.executable, *program(backend, settings, folder, end)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
     moments = np.random.default_rng().integers(1, 4000, KILLS)
     for moment in moments:
-        killed = start(backend, settings, folder, f"after:{moment}")
+        killed = start(f"after:{moment}")
         # A run that was done before its moment came is one, too.
         assert killed.returncode in (-signal.SIGKILL, 0), killed.stderr
-    done = start(backend, settings, folder, "compare")
+    done = start("compare")
     assert done.returncode == 0, done.stderr
     first, second = (
         line for line in done.stdout.splitlines() if line.startswith("weights")
