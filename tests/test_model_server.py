@@ -979,17 +979,16 @@ def test_command_ends_while_it_loads(base_path):
         ("{}", "Received: none that its version policy asks for"),
     ],
 )
-def test_command_without_a_model(tmp_path, folder, text):
+def test_command_without_a_model(forks, tmp_path, folder, text):
     folder = folder.format(tmp_path)
-    process = command(
-        "--port=0",
+    done = forks("tensorflow").run(
+        *("-m", "keras_muffnet.model_server", "--port=0"),
         "--file_system_poll_wait_seconds=0",  # does not wait for a version
         f"--model_base_path={folder}",
     )
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode not in (0, None)
-    assert output == ""
-    (line,) = errors.splitlines()
+    assert done.returncode not in (0, None)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
     assert text in line and folder in line
 
 
