@@ -20,6 +20,7 @@ import pathlib
 import tempfile
 from typing import Any
 from typing import NamedTuple
+from typing import cast
 
 import numpy as np
 
@@ -151,7 +152,7 @@ def _by_package(model: Any, data: list[np.ndarray], way: str) -> bytes:
         if way == "post_training":
             quantization.quantize_post_training(model, x, path)
             return path.read_bytes()
-        quantized = quantization.quantize_aware(model, x, engine=way)
+        quantized = quantization.quantize_aware(model, x, engine=cast(Any, way))
         # The float model's own outputs: the weights have little to learn.
         y = model(x, training=False)
         y = keras.tree.map_structure(keras.ops.convert_to_numpy, y)

@@ -80,6 +80,7 @@ def _product_with_constant(
     x = _turned(w, x, axes, kept + summed)
     shape = stored([sizes[a] for a in kept + summed])
     count = math.prod(sizes[a] for a in summed)
+    flat: tuple[int | None, ...]
     if len(kept) == 1:
         flat = (None, count)
     elif len(shape) == 4 and shape[3] == count:
@@ -180,7 +181,8 @@ def _einsum(w: Writer, *inputs: int) -> int:
             for term, x in zip(terms, w.call.inputs, strict=True)
             for a, size in zip(term, x.shape, strict=True)
         }
-        return _product_of_two(w, *inputs, terms, output, sizes)
+        x, y = inputs
+        return _product_of_two(w, x, y, terms, output, sizes)
     if not isinstance(operands[0], keras.KerasTensor):
         operands, terms = operands[::-1], terms[::-1]
     axes, given = terms
@@ -189,8 +191,9 @@ def _einsum(w: Writer, *inputs: int) -> int:
     ]
     kernel = np.asarray(keras.ops.convert_to_numpy(operands[1]), np.float32)
     kernel = kernel.transpose([given.index(a) for a in order])
+    [x] = inputs
     return _product_with_constant(
-        w, *inputs, axes, "".join(order), output, [kernel], trainable=False
+        w, x, axes, "".join(order), output, [kernel], trainable=False
     )
 
 
