@@ -11,7 +11,7 @@ guide to fine-tuning advises; `--no-freeze-norms` trains it too.
 only `--alpha` must be. `--unfreeze-from none` trains all layers.
 
 Cost: minutes on a CPU for some thousand images of 64x64.
-Result, of one run each: 47.0% of 400 test images after 300 images of 10 classes
+Result: 47.0% of 400 test images after 300 images of 10 classes (one run each)
 of Tiny ImageNet; 98.9% of 180 after 300 cells of 3 classes, cut out of BCCD.
 With `--no-freeze-norms --unfreeze-from none --unfrozen-learning-rate 0.02` the
 former are 53.3%, in 1.4 times the time.
