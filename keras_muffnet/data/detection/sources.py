@@ -129,7 +129,7 @@ def _open(
             return open_voc(path, lists, class_names, first_pixel)
         if files := coco_files(path):
             return open_coco(path, files, images, class_names)
-        if classes := labelimg_classes(path):
+        if os.path.isdir(path) and (classes := labelimg_classes(path)):
             return open_labelimg(path, classes, class_names)
     raise ValueError(
         "`source` must be a folder in the layout of Pascal VOC (images and "
