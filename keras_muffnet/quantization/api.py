@@ -134,8 +134,8 @@ def quantize_aware(
     Returns:
         A `keras.Model` or, with engine "tfmot", a `tf_keras.Model`, not
         compiled. Train it gently: SGD with a learning rate that decays from
-        5e-4 or less. Its `save` keeps the ranges and, once it is compiled, the
-        optimizer's state; `load` reads them.
+        5e-4, or a tenth of it if the loss rises. Its `save` keeps the ranges
+        and, once it is compiled, the optimizer's state; `load` reads them.
 
     Raises:
         ValueError: naming the layer and the reason, if the model has a layer

@@ -40,7 +40,9 @@ def build(network: Network) -> keras.Model:
     """A model of random weights, with none at a value that hides mistakes."""
     keras.utils.set_random_seed(0)
     inputs = [keras.Input(shape) for shape in network.shapes]
-    tensors = list(map(_stem, inputs)) if network.stem else inputs
+    tensors = inputs
+    if network.stem:
+        tensors = [_stem(x, f"stem{n}") for n, x in enumerate(inputs)]
     body = network.body
     if isinstance(body, layers.Layer):  # made before there was a seed
         body = type(body).from_config(body.get_config())
@@ -77,19 +79,25 @@ def images(network: Network, count: int, seed: int = 1) -> list[np.ndarray]:
     return arrays
 
 
-def _stem(x: Any) -> Any:
+# Names that Keras gives no layer: a body made earlier may have one of those.
+
+
+def _stem(x: Any, name: str) -> Any:
     rank = len(x.shape)
+    norm = layers.BatchNormalization(name=f"{name}_norm")
     if rank == 2:
-        return layers.BatchNormalization()(layers.Dense(32)(x))
+        return norm(layers.Dense(32, name=name)(x))
     kind = layers.Conv2D if rank == 4 else layers.Conv1D
-    return layers.BatchNormalization()(kind(8, 3, padding="same")(x))
+    return norm(kind(8, 3, padding="same", name=name)(x))
 
 
 def _head(x: Any) -> Any:
     rank = len(x.shape)
     if rank == 4:
-        return layers.Conv2D(6, 1)(x)
-    return layers.Conv1D(6, 1)(x) if rank == 3 else layers.Dense(6)(x)
+        return layers.Conv2D(6, 1, name="head")(x)
+    if rank == 3:
+        return layers.Conv1D(6, 1, name="head")(x)
+    return layers.Dense(6, name="head")(x)
 
 
 # Layers and operations that need more than one line.
