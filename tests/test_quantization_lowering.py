@@ -17,7 +17,7 @@ from keras_muffnet.graph import trace
 from keras_muffnet.layers import ChannelGather
 from keras_muffnet.layers import ChannelShuffle
 from keras_muffnet.quantization import keras_engine
-from keras_muffnet.quantization.layouts import kinds_of
+from keras_muffnet.quantization.layouts import kind_of
 from keras_muffnet.quantization.lowering import is_unknown
 from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.plan import FLOAT_BARRIER
@@ -272,7 +272,7 @@ def test_every_rule_is_among_the_networks():
     used = set(IDLE)
     for model in models:
         for call in trace(model, opens=is_unknown).calls:
-            used.update(kinds_of(call.operation))
+            used.add(kind_of(call.operation))
     # Not in all versions of Keras.
     used |= {"op DepthToSpace", "op SpaceToDepth"}
     assert used >= set(RULES)

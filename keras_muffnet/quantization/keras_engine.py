@@ -1,7 +1,9 @@
 """Fake-quantized models in Keras 3, on any of its backends."""
 
 import contextlib
+import functools
 import math
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -229,9 +231,11 @@ class FinalSoftmax(layers.Softmax):
 
 
 # The kinds that Keras does not have itself.
-_KINDS = {
+_KINDS: dict[str, Callable[..., layers.Layer]] = {
     "ChannelGather": FixedGather,
-    "ChannelSlice": ChannelSlice,
+    "ChannelSlice": functools.partial(
+        ChannelSlice, data_format="channels_last"
+    ),
     "FloatBarrier": FloatBarrier,
 }
 

@@ -32,12 +32,13 @@ _REDUCTIONS = {
 }
 
 
-def kinds_of(operation: Any) -> list[str]:
-    """What rules for a layer or operation are listed under."""
+def kind_of(operation: Any) -> str:
+    """What the rule for a layer or operation is listed under."""
+    name = type(operation).__name__
     if isinstance(operation, keras.layers.Layer):
-        return [type(operation).__name__]
+        return name
     # Functions of keras.ops, recorded when they are called on Keras's tensors.
-    return [f"op {type(operation).__name__}"]
+    return f"op {name}"
 
 
 def has_channels_first(call: Call, moved: bool) -> bool:
@@ -51,7 +52,7 @@ def has_channels_first(call: Call, moved: bool) -> bool:
     data_format = getattr(layer, "data_format", None)
     if data_format is not None:
         return data_format == "channels_first"
-    (kind,) = kinds_of(layer)
+    kind = kind_of(layer)
     ranks = {len(x.shape) for x in call.inputs}
     if kind in _OVER_CHANNELS:
         return layer.axis in (1, [1], (1,)) and min(ranks) > 2

@@ -20,7 +20,7 @@ from keras_muffnet.graph import trace
 from keras_muffnet.quantization.folding import affine_to_depthwise
 from keras_muffnet.quantization.folding import fold_affine
 from keras_muffnet.quantization.folding import with_uneven_bias
-from keras_muffnet.quantization.layouts import kinds_of
+from keras_muffnet.quantization.layouts import kind_of
 from keras_muffnet.quantization.rules import RULES
 from keras_muffnet.quantization.rules.activations import ACTIVATIONS
 from keras_muffnet.quantization.steps import Lowered
@@ -149,6 +149,4 @@ def is_unknown(layer: Any) -> bool:
         function = layer.activation
         is_layer = isinstance(function, keras.layers.Layer)
         return not (is_layer or any(function is f for f in ACTIVATIONS))
-    return type(layer) in EXPRESSIONS or not any(
-        kind in RULES for kind in kinds_of(layer)
-    )
+    return type(layer) in EXPRESSIONS or kind_of(layer) not in RULES

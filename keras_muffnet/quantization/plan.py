@@ -63,7 +63,6 @@ _WIDENING_FUNCTIONS = ("hard_shrink", "threshold")
 # The kinds that have a data format.
 _OF_IMAGES = (
     "AveragePooling2D",
-    "ChannelSlice",
     "Conv2D",
     "Conv2DTranspose",
     "Cropping2D",

@@ -415,8 +415,6 @@ def _build(plan: Plan, wrap: Wrap, quantized: bool) -> tf_keras.Model:
             layer = Operation(step.kind, settings, name=name)
         else:
             kind = _KINDS.get(step.kind) or getattr(tf_keras.layers, step.kind)
-            if step.kind in _KINDS:  # which have channels last alone
-                settings.pop("data_format", None)
             layer = kind(name=name, **settings)
         if is_kernel:
             layer.build(x.shape)

@@ -15,7 +15,7 @@ import numpy as np
 from keras_muffnet.graph import Call
 from keras_muffnet.graph import Graph
 from keras_muffnet.quantization.layouts import has_channels_first
-from keras_muffnet.quantization.layouts import kinds_of
+from keras_muffnet.quantization.layouts import kind_of
 from keras_muffnet.quantization.steps import FOREIGN
 from keras_muffnet.quantization.steps import INPUT_RANGE
 from keras_muffnet.quantization.steps import RefusedError
@@ -165,13 +165,12 @@ class Writer:
 
     def _apply_rule(self, call: Call) -> Any:
         operation = call.operation
-        kinds = [k for k in kinds_of(operation) if k in self.rules]
-        if not kinds:
+        rule = self.rules.get(kind_of(operation))
+        if rule is None:
             self.refuse("is of none of the known kinds")
         moved = self.channels_first = has_channels_first(
             call, any(id(x) in self.moved for x in call.inputs)
         )
-        rule = self.rules[kinds[0]]
         inputs = [self._number(x, moved) for x in call.inputs]
         try:
             inspect.signature(rule).bind(self, *inputs)

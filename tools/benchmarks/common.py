@@ -135,3 +135,9 @@ def read_rows(path: pathlib.Path, key: str) -> dict[str, dict[str, Any]]:
         return {}
     with path.open(newline="") as file:
         return {row[key]: row for row in csv.DictReader(file)}
+
+
+def shortened(error: Exception) -> str:
+    """The error's end, where TensorFlow says what is wrong."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[-300:]}"

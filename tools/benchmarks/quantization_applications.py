@@ -23,7 +23,6 @@ import multiprocessing
 import os
 import pathlib
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -93,7 +92,7 @@ def measured(names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = pool.submit(measure, name).result()
         except Exception as error:
-            row = {f"{way}_error": shortened(error) for way in WAYS}
+            row = {f"{way}_error": common.shortened(error) for way in WAYS}
             if isinstance(error, concurrent.futures.BrokenExecutor):
                 pool = None
         yield name, row
@@ -203,34 +202,20 @@ def quantize(
     model: Any, images: np.ndarray, test: np.ndarray, way: str
 ) -> dict[str, Any]:
     """Makes a file in one way and compares it with the model."""
-    from keras_muffnet import quantization
     from tools.benchmarks import quantization_coverage
 
     start = time.process_time()
     try:
-        if way == "converter":
-            content = quantization_coverage.by_converter(model, [images])
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                path = quantization.quantize_post_training(
-                    model, images, f"{folder}/model.tflite"
-                )
-                content = path.read_bytes()
+        content = quantization_coverage.make_file(model, [images], way)
         seconds = time.process_time() - start
         figures = quantization_coverage.compare(model, content, [test])
     except Exception as error:  # a network that a way does not take
-        return {"error": shortened(error)}
+        return {"error": common.shortened(error)}
     return {
         "sqnr": round(figures.sqnr, 1),
         "float_operations": figures.float_operations,
         "seconds": round(seconds),
     }
-
-
-def shortened(error: Exception) -> str:
-    """The error's end, where TensorFlow says what is wrong."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[-300:]}"
 
 
 if __name__ == "__main__":

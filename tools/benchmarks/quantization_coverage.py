@@ -13,7 +13,6 @@ command resumes with the next one; `--only` takes a few of them.
 """
 
 import argparse
-import csv
 import gc
 import os
 import pathlib
@@ -23,6 +22,8 @@ from typing import NamedTuple
 from typing import cast
 
 import numpy as np
+
+from tools.benchmarks import common
 
 # For deterministic kernels and a fair share of a machine.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -56,11 +57,7 @@ def measure(network: Any, way: str) -> Figures:
     model = quantization_networks.build(network)
     data = quantization_networks.images(network, CALIBRATION)
     held_out = quantization_networks.images(network, HELD_OUT, seed=7)
-    if way == "converter":
-        content = by_converter(model, data)
-    else:
-        content = _by_package(model, data, way)
-    return compare(model, content, held_out)
+    return compare(model, make_file(model, data, way), held_out)
 
 
 def compare(model: Any, content: bytes, inputs: list[np.ndarray]) -> Figures:
@@ -112,8 +109,20 @@ def run_file(content: bytes, inputs: list[np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate(values) for values in outputs]
 
 
-def by_converter(model: Any, data: list[np.ndarray]) -> bytes:
-    """The file that TensorFlow's converter makes alone."""
+def make_file(model: Any, data: list[np.ndarray], way: str) -> bytes:
+    """An int8 file of a model, with ranges from the data.
+
+    Args:
+        model: the model.
+        data: an array for each input.
+        way: of `WAYS`.
+    """
+    if way == "converter":
+        return _by_converter(model, data)
+    return _by_package(model, data, way)
+
+
+def _by_converter(model: Any, data: list[np.ndarray]) -> bytes:
     import tensorflow as tf
 
     signature = [
@@ -185,7 +194,7 @@ def main() -> None:
     header = ["network", "kind"]
     for way in WAYS:
         header += [f"{way}_sqnr", f"{way}_float_operations"]
-    rows = _read_rows(arguments.output)
+    rows = common.read_rows(arguments.output, "network")
     for name in names:
         if name in rows:
             continue
@@ -199,19 +208,11 @@ def main() -> None:
         gc.collect()
 
 
-def _read_rows(path: pathlib.Path) -> dict[str, dict[str, str]]:
-    if not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        return {row["network"]: row for row in csv.DictReader(file)}
-
-
 def _measured(name: str, network: Any, way: str) -> dict[str, str]:
     try:
         figures = measure(network, way)
     except Exception as error:  # a network that a way does not take
-        text = " ".join(str(error).split())
-        print(f"{name}: {way}: {type(error).__name__}: {text[-300:]}")
+        print(f"{name}: {way}: {common.shortened(error)}")
         return {f"{way}_sqnr": "fails"}
     return {
         f"{way}_sqnr": f"{figures.sqnr:.1f}",

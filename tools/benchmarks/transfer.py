@@ -14,7 +14,6 @@ epochs, as mean and range over the seeds; interrupted, the same command resumes.
 
 import argparse
 import dataclasses
-import io
 import pathlib
 import statistics
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 
 from keras_muffnet._files import written_aside
 from keras_muffnet.cli.train import choose_backend
+from keras_muffnet.data.decoding import rgb_with_pillow
 from keras_muffnet.training.recipe import Recipe
 from keras_muffnet.training.recipe import load_recipe
 from tools.benchmarks import common
@@ -172,7 +172,10 @@ def whole_images(data: str, split: str, classes: int) -> Iterator[Photo]:
     for position in range(len(examples)):
         if examples.label(position) < classes:
             encoded, label = examples.read(position)
-            yield source.class_names[label], decoded(encoded)
+            yield (
+                source.class_names[label],
+                np.asarray(rgb_with_pillow(encoded)),
+            )
 
 
 def crops(data: str, split: str, classes: int) -> Iterator[Photo]:
@@ -185,7 +188,7 @@ def crops(data: str, split: str, classes: int) -> Iterator[Photo]:
     for position in range(len(examples)):
         try:
             objects = examples.describe(position).objects
-            pixels = decoded(examples.read(position))
+            pixels = np.asarray(rgb_with_pillow(examples.read(position)))
         except (OSError, ValueError):  # of BCCD one image is missing
             continue
         for item in objects:
@@ -195,13 +198,6 @@ def crops(data: str, split: str, classes: int) -> Iterator[Photo]:
             cut = pixels[top:bottom, left:right]
             if min(cut.shape[:2]) >= LEAST_SIDE:
                 yield source.class_names[item.label], cut
-
-
-def decoded(encoded: bytes) -> np.ndarray:
-    """The pixels of an image file."""
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
 def print_table(rows: common.Rows) -> None:
