@@ -1,5 +1,6 @@
 """What moves values or blends them, and what does nothing."""
 
+import math
 import operator
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -52,9 +53,13 @@ def _dropout(w: Writer, x: int) -> int:
 
 
 def _reshape(w: Writer, x: int) -> int:
-    if w.shape() == w.input_shape():
+    (batch, *sizes), (_, *sizes_before) = w.shape(), w.input_shape()
+    if sizes == sizes_before:
         return x
-    return w.add("Reshape", x, target_shape=w.shape()[1:])
+    known = batch is None and None not in sizes
+    if not known or math.prod(sizes) != math.prod(sizes_before):
+        w.refuse("must leave the batch axis alone")
+    return w.add("Reshape", x, target_shape=tuple(sizes))
 
 
 def _permuted(order: Callable[[Writer, int], Sequence[int]]) -> Any:
