@@ -65,7 +65,7 @@ SMALL = {
     "ShuffleNetV2": (ShuffleNetV2, {"alpha": 0.3}),
     "MobileNet": (MobileNet, {"alpha": 0.1}),
     "MobileNetV2": (MobileNetV2, {"alpha": 0.1}),
-    "MobileNetV2 gluon": (MobileNetV2, {"alpha": 0.1, "variant": "gluon"}),
+    "MobileNetV2 gluon": (MobileNetV2, {"alpha": 0.3, "variant": "gluon"}),
     "IGCV2": (IGCV2, {"alpha": 0.1}),
     "IGCV3": (IGCV3, {"alpha": 0.3}),
     "CondenseNet": (
@@ -176,23 +176,7 @@ def test_same_function_as_keras_applications(alpha, network, arguments):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_trains_a_step(small, name):
-    model = keras.models.clone_model(small(name))
-    model.compile("sgd", "sparse_categorical_crossentropy")
-    before = model.get_weights()
-    history = model.fit(
-        random_images(4, 16, 16, 3), np.arange(4), batch_size=4, verbose=0
-    )
-    assert np.isfinite(history.history["loss"]).all()
-    # The untrained classifier's choice leaves some of the last scales out.
-    for weight, old in zip(model.weights, before, strict=True):
-        if weight.path.endswith("kernel"):
-            new = keras.ops.convert_to_numpy(weight)
-            assert not np.array_equal(new, old), weight.path
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_round_trip(small, name, tmp_path):
+def test_round_trip_and_a_step_of_training(small, name, tmp_path):
     model = small(name)
     path = tmp_path / "m.keras"
     model.save(path)
@@ -201,10 +185,16 @@ def test_round_trip(small, name, tmp_path):
     for new, old in zip(loaded.weights, model.weights, strict=True):
         assert new.path == old.path
         np.testing.assert_array_equal(new, old)
-    images = random_images(2, 16, 16, 3)
-    np.testing.assert_array_equal(
-        loaded.predict(images, verbose=0), model.predict(images, verbose=0)
-    )
+    images = random_images(4, 16, 16, 3)
+    np.testing.assert_array_equal(loaded(images), model(images))
+
+    loaded.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    history = loaded.fit(images, np.arange(4), batch_size=4, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    # The untrained classifier's choice leaves some of the last scales out.
+    for new, old in zip(loaded.weights, model.weights, strict=True):
+        if old.path.endswith("kernel"):
+            assert not np.array_equal(new, old), old.path
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -214,7 +204,7 @@ def test_litert_answers_the_same(small, name, tmp_path):
     images = random_images(1, 16, 16, 3)
     np.testing.assert_allclose(
         LiteRTModel(path).predict(images),
-        model.predict(images, verbose=0),
+        model(images),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -276,10 +266,10 @@ def test_logits_pooling_and_name(small):
     assert model.layers[-1].activation is keras.activations.linear
     model.set_weights(small("ShuffleNetV2").get_weights())
     images = random_images(2, 16, 16, 3)
-    raw = model.predict(images, verbose=0)
+    raw = keras.ops.convert_to_numpy(model(images))
     np.testing.assert_allclose(
         np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True),
-        small("ShuffleNetV2").predict(images, verbose=0),
+        small("ShuffleNetV2")(images),
         rtol=1e-4,
     )
     pooled = function(include_top=False, pooling="max", **arguments)
@@ -302,7 +292,7 @@ for name, (function, arguments) in SMALL.items():
 
 
 def test_channels_first_is_the_same_network(run_forked, small):
-    printed = run_forked("-c", CHANNELS_FIRST, KERAS_BACKEND="jax")
+    printed = run_forked("-c", CHANNELS_FIRST, KERAS_BACKEND="torch")
     lines = [line.split(":") for line in printed.splitlines() if ":" in line]
     assert [name for name, *_ in lines] == list(SMALL)
     for name, *counts in lines:
