@@ -199,7 +199,7 @@ def test_sizes_that_depend_on_the_batch_are_refused():
             return ops.reshape(inputs, (2, -1))
 
     model = make_model(layers.Identity(), Merged(name="odd"))
-    with pytest.raises(ValueError, match="'odd.*batch axis alone"):
+    with pytest.raises(ValueError, match=r"'odd.*batch axis alone"):
         plan_quantization(model)
 
 
