@@ -358,7 +358,7 @@ def test_turned_images_are_as_their_boxes_are(tmp_path, turned, kind):
 
 
 @pytest.mark.parametrize(
-    ("label", "told"),
+    ("label", "message"),
     [
         ("2 0.5 0.5 0.1 0.1", "its class is 2, not of 0 to 1"),
         ("0 0.5 0.5 0.1", "it has 3 numbers, not 4"),
@@ -367,7 +367,7 @@ def test_turned_images_are_as_their_boxes_are(tmp_path, turned, kind):
         ("0 2 2 0.1 0.1", "is outside of 40 x 30 pixels"),
     ],
 )
-def test_bad_rows_of_yolo(tmp_path, label, told):
+def test_bad_rows_of_yolo(tmp_path, label, message):
     write(tmp_path, {"data.yaml": "train: images\n" + NAMES})
     write(tmp_path, yolo("01", "images/", "labels/"))
     path = tmp_path / "labels/1.txt"
@@ -377,7 +377,7 @@ def test_bad_rows_of_yolo(tmp_path, label, told):
     with pytest.raises(ValueError, match="1 bad objects") as error:
         make_detection_feed(source, **given)
     assert f"{path!s}, row 2" in str(error.value)
-    assert told in str(error.value)
+    assert message in str(error.value)
     feed = make_detection_feed(source, on_bad_annotation="skip", **given)
     assert len(feed.skipped) == 2  # of both splits
     # An outline becomes its box; what has no file has no objects.
@@ -389,31 +389,31 @@ def test_bad_rows_of_yolo(tmp_path, label, told):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("train: images\nnames: 3\n", "a list of names"),
         ("names: [cat\n", "a list of names"),
         ("train: [no/such]\nnames: [cat]\n", "'no/such', which is not at"),
     ],
 )
-def test_bad_files_of_yolo(tmp_path, content, told):
+def test_bad_files_of_yolo(tmp_path, content, message):
     write(tmp_path, {"data.yaml": content})
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(ValueError, match=message) as error:
         open_detection_source(tmp_path).split("train")
     assert "\n" not in str(error.value) and "data.yaml" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("dog\ncat\n", r"the same classes .*\['cat', 'dog'\]"),
         ("cat\ndog\n\nb\xe4r\n", "in UTF-8"),
     ],
 )
-def test_bad_lists_of_labelimg(tmp_path, content, told):
+def test_bad_lists_of_labelimg(tmp_path, content, message):
     write(tmp_path, {"train/classes.txt": "cat\ndog\n"})
     write(tmp_path, {"val/classes.txt": content.encode("latin-1")})
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(ValueError, match=message) as error:
         open_detection_source(tmp_path)
     assert str(tmp_path / "val/classes.txt") in str(error.value)
     for split in ("train", "val"):

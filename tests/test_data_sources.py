@@ -49,7 +49,7 @@ def test_folder(folder):
     assert train.name(0) == str(folder / "train/a/z.png")
     assert contents(source.split("test")) == [(3, 1)]  # val/ stands in
     (folder / "train/a/film.mp4").touch()
-    assert len(open_source(folder).split("train")) == 4  # told later
+    assert len(open_source(folder).split("train")) == 4  # raised by reading
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "zip"])

@@ -233,13 +233,13 @@ def _source(
     """Makes a source of what was found, and warns of what looks wrong."""
     if left_out := [*layout.left_out, *hidden]:
         kinds = Counter(os.path.basename(name) for name in left_out)
-        told = [
+        shown = [
             f"{name!r}" if count == 1 else f"{name!r} ({count} times)"
             for name, count in kinds.most_common(5)
         ]
         warnings.warn(
             f"{root!r}: left out {len(left_out)} files that are not images of "
-            f"a class: {', '.join(told)}{', ...' if len(kinds) > 5 else ''}",
+            f"a class: {', '.join(shown)}{', ...' if len(kinds) > 5 else ''}",
             stacklevel=5,
         )
     names = layout.class_names

@@ -194,8 +194,8 @@ class _Arranger:
                 if split in found:
                     raise ValueError(
                         f"`source` must hold one folder for {split!r}. "
-                        f"Received: {self.told(found[split])} and "
-                        f"{self.told(name)}"
+                        f"Received: {self.quoted(found[split])} and "
+                        f"{self.quoted(name)}"
                     )
                 found[split] = name
         others = sorted(set(folders) - set(found.values()))
@@ -212,7 +212,7 @@ class _Arranger:
             )
             raise ValueError(
                 f"`source` must hold {wanted}. Received: "
-                f"{self.told(found.get('train', 'train'))}, which "
+                f"{self.quoted(found.get('train', 'train'))}, which "
                 f"{'has none' if 'train' in found else 'is not there'}"
             )
         if found and "train" not in found:
@@ -220,8 +220,8 @@ class _Arranger:
             if _folders(folders[split]):
                 raise ValueError(
                     "`source` must hold train/ beside the folder of another "
-                    f"split. Received: {self.told('train')}, which is not "
-                    f"there, but {self.told(split)}"
+                    f"split. Received: {self.quoted('train')}, which is not "
+                    f"there, but {self.quoted(split)}"
                 )
         if not folders:
             raise ValueError(
@@ -232,8 +232,8 @@ class _Arranger:
         classes = self.classes("", self.root)
         return self.labeled({"train": classes}, {"train": ""})
 
-    def told(self, path: str) -> str:
-        """A path within the source, for errors."""
+    def quoted(self, path: str) -> str:
+        """A path within the source, in quotes, for errors."""
         return repr(f"{self.name}/{self.prefix}{path}")
 
     def by_splits(self, found: dict[str, str]) -> Layout:
@@ -255,7 +255,7 @@ class _Arranger:
             if more:
                 raise ValueError(
                     "`source` must have the classes of "
-                    f"{self.told(found[split])} in its train/ too. Received: "
+                    f"{self.quoted(found[split])} in its train/ too. Received: "
                     f"{listed(more)}"
                 )
         return self.labeled(splits, found)
@@ -283,7 +283,7 @@ class _Arranger:
             if not files:
                 raise ValueError(
                     "`source` must hold an image of each class. Received: "
-                    f"{self.told(prefix + name)}, which is empty"
+                    f"{self.quoted(prefix + name)}, which is empty"
                 )
         return found
 
@@ -302,7 +302,7 @@ class _Arranger:
                         "class are: 'top' for more images of that class, "
                         "'path' for classes of their own (or let there be "
                         "none). Received: nested=None and "
-                        f"{self.told(f'{path}/{inner}')}"
+                        f"{self.quoted(f'{path}/{inner}')}"
                     )
                 deeper += self.class_files(
                     f"{path}/{inner}", f"{name}/{inner}", inside
@@ -349,7 +349,7 @@ class _Arranger:
             return None
         images = [p for p in _files(self.root, "") if is_image(p)]
         result = labels_csv.read_labels(
-            self.told("")[1:-1],
+            self.quoted("")[1:-1],
             {path: self.read(f"{self.prefix}{path}") for path in tables},
             images,
             found,

@@ -40,7 +40,7 @@ class Writer:
     Sequences, `(batch, length, channels)`, are written as images of height 1,
     as LiteRT does itself: all shapes and axes here are those of the images.
     Images whose channels are first in the model have them last here, from the
-    first layer that is told where they are on to one that goes by other axes.
+    first layer that has a data format on to one that goes by other axes.
     """
 
     def __init__(

@@ -250,6 +250,6 @@ class Detection:
             "ap50": score,
         }
 
-    def told(self, figures: Row) -> str:
+    def summary(self, figures: Row) -> str:
         """Returns AP50 in words."""
         return f"AP50 {figures['ap50']:.2%}"

@@ -389,7 +389,7 @@ class _Run:
         compared = self.feed.validation_size or self.feed.test_split == "val"
         self._say(
             f"{'Validation' if compared else 'Test'}: "
-            f"{self.task.told(tested)} "
+            f"{self.task.summary(tested)} "
             f"(best so far {max(map(self._score, self.rows)):.2%})"
         )
         if self.signals.received:
@@ -558,7 +558,7 @@ def _refuse_other(
             f"configuration. In {str(path)!r}: {'; '.join(different)}"
         )
     how = (are or "").partition(":")[0]
-    # Told in another way than now, there is nothing to compare with.
+    # Recorded in another way than now, there is nothing to compare.
     if are and was and was.startswith(how) and was != are:
         raise ValueError(
             "`data` must be the images that the run began with. Received: "

@@ -107,7 +107,7 @@ class Task(Protocol):
             final: takes the test images instead, at the end of the run.
         """
 
-    def told(self, figures: Row) -> str:
+    def summary(self, figures: Row) -> str:
         """Returns such figures in a few words."""
 
 
@@ -163,7 +163,7 @@ class Classification:
         # Keras would show the progress of each epoch's evaluation.
         return model.evaluate(batches, return_dict=True, verbose=0)
 
-    def told(self, figures: Row) -> str:
+    def summary(self, figures: Row) -> str:
         """Returns both accuracies in words."""
         return (
             f"accuracy {figures['accuracy']:.2%}, "

@@ -115,11 +115,11 @@ def checked(
         ValueError: if the annotations are for an image of another size.
     """
     if description.size is not None and description.size != size:
-        told, found = (
+        expected, found = (
             f"{width} x {height}" for height, width in (description.size, size)
         )
         raise ValueError(
-            f"its annotation is of a picture of {told} pixels (width x "
+            f"its annotation is of a picture of {expected} pixels (width x "
             f"height), and it has {found}"
         )
     height, width = size
@@ -136,17 +136,19 @@ def checked(
         if description.normalized:
             box *= limits
         inside = np.clip(box, 0, limits).astype(np.float32)
-        told = ", ".join(f"{number:g}" for number in box)
+        corners = ", ".join(f"{number:g}" for number in box)
         if not np.isfinite(box).all():
-            bad.append(Problem(item.name, f"its box is ({told})"))
+            bad.append(Problem(item.name, f"its box is ({corners})"))
         elif box[0] >= box[2] or box[1] >= box[3]:
-            bad.append(Problem(item.name, f"its box ({told}) has no area"))
+            bad.append(Problem(item.name, f"its box ({corners}) has no area"))
         elif inside[0] >= inside[2] or inside[1] >= inside[3]:
-            reason = f"its box ({told}) is outside of {width} x {height} pixels"
+            reason = (
+                f"its box ({corners}) is outside of {width} x {height} pixels"
+            )
             bad.append(Problem(item.name, reason))
         else:
             if np.abs(inside - box).max() > TOLERANCE:
-                reason = f"its box ({told}) reaches out of the image"
+                reason = f"its box ({corners}) reaches out of the image"
                 clipped.append(Problem(item.name, reason))
             good.append(item)
             boxes.append(inside)
@@ -315,8 +317,8 @@ def warn_of_near_names(source: str, names: Sequence[str]) -> None:
         near.setdefault(plain, []).append(name)
     for same in near.values():
         if len(same) > 1:
-            told = " and ".join(map(repr, same))
+            alike = " and ".join(map(repr, same))
             warnings.warn(
-                f"{source!r}: the classes {told} are probably one",
+                f"{source!r}: the classes {alike} are probably one",
                 stacklevel=3,
             )

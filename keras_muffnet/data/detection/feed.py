@@ -135,7 +135,7 @@ class DetectionFeed:
         kinds = ["training", "validation", "test"]
         if not self.validation_size:
             kinds.remove("test" if self.test_split == "val" else "validation")
-        told = [
+        sizes = [
             f"{len(s.images)} {kind}"
             for s, kind in zip(self._splits, kinds, strict=True)
         ]
@@ -144,7 +144,7 @@ class DetectionFeed:
         more = "; ..." if len(self.skipped) > 5 else ""
         first = self._source.first_pixel
         return (
-            f"{_joined(told)} images, with {_joined(counts)} objects"
+            f"{_joined(sizes)} images, with {_joined(counts)} objects"
             + (f" (coordinates from {first})" if first is not None else "")
             + f"; {images} bad images and {objects} bad objects skipped"
             + (f" ({names}{more})" if names else "")

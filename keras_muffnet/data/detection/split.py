@@ -186,11 +186,11 @@ def _refuse_bad(images: list[Problem], objects: list[Problem]) -> None:
 
 def refusal(images: list[Problem], objects: list[Problem]) -> ValueError:
     """Names the first five."""
-    told = [f"{name!r}: {reason}" for name, reason in [*images, *objects]]
-    more = f"; and {len(told) - 5} more" if len(told) > 5 else ""
+    problems = [f"{name!r}: {reason}" for name, reason in [*images, *objects]]
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     return ValueError(
         "`source` must hold whole images and boxes of its classes within them "
         "(or pass on_bad_annotation='skip'). Received: "
         f"{len(images)} bad images and {len(objects)} bad objects: "
-        f"{'; '.join(told[:5])}{more}"
+        f"{'; '.join(problems[:5])}{more}"
     )

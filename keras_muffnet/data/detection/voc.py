@@ -110,9 +110,9 @@ class VocExamples(DetectionExamples):
             return Problem(name, f"its difficult is {difficult!r}, not 0 or 1")
         if box[0] >= box[2] or box[1] >= box[3]:
             # Annotation tools write a mere click as a box whose corners are
-            # one. Told before it is taken for a pixel.
-            told = ", ".join(texts)
-            return Problem(name, f"its box ({told}) has no area")
+            # one. Reported before it is taken for a pixel.
+            corners = ", ".join(texts)
+            return Problem(name, f"its box ({corners}) has no area")
         x_min, y_min, x_max, y_max = box
         first = self.first_pixel
         return RawObject(
