@@ -281,8 +281,10 @@ def test_matching_is_the_greedy_one(count):
     batch = [random_boxes(rng, count), random_boxes(rng, max(1, count // 2))]
     if count > 4:
         batch[0][3] = batch[0][1]  # twice the same: each gets an anchor
-    boxes = np.zeros((2, count + 3, 4), "float32")
-    valid = np.zeros((2, count + 3), bool)
+    # Of two shapes, so that JAX compiles for two alone.
+    rows = max(count, 30) + 3
+    boxes = np.zeros((2, rows, 4), "float32")
+    valid = np.zeros((2, rows), bool)
     for k, listed in enumerate(batch):
         boxes[k, : len(listed)] = listed
         valid[k, : len(listed)] = True
@@ -317,9 +319,9 @@ def test_loss_is_that_of_the_formula(name):
 
 
 def test_loss_of_a_single_pixel_is_finite_and_found():
-    objects = [[(1, np.array([50.0, 30, 51, 31], "float32"))]]
-    answers = np.zeros((1, len(ANCHORS), 8), "float32")
-    got = float(SSDLoss(ANCHORS)(padded(objects, 4), answers))
+    objects = [[(1, np.array([50.0, 30, 51, 31], "float32"))]] * 2
+    answers = np.zeros((2, len(ANCHORS), 8), "float32")
+    got = float(SSDLoss(ANCHORS)(padded(objects, 200), answers))
     assert got == pytest.approx(
         reference.loss(ANCHORS, objects, answers), rel=1e-4
     )
