@@ -1,5 +1,6 @@
 """What calibration data say: limits of activations, and errors of biases."""
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import Range
 from keras_muffnet.quantization.ranges import LEAST_TO_BIAS
 from keras_muffnet.quantization.ranges import LEAST_WEIGHT
+from keras_muffnet.quantization.steps import INPUT_RANGE
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
 
@@ -49,48 +51,72 @@ class Observed(NamedTuple):
 def observe(plan: Plan, arrays: Sequence[np.ndarray]) -> Observed:
     """Runs the float model of a plan twice.
 
+    First for the lowest and highest values, then for what lies between them.
+
     Args:
         plan: the plan.
         arrays: for each input the examples.
     """
-    data = [*arrays] if len(arrays) > 1 else arrays[0]
-    extremes = keras_engine.find_extremes(plan, data)
-    limits = keras_engine.mean_limits(extremes)
-    bounded = {
-        k: (float(found[:, 0].min()), float(found[:, 1].max()))
+    ranged = {
+        k: step.name
         for k, step in enumerate(plan.steps, start=1)
-        if step.name in extremes
-        for found in [extremes[step.name].limits]
+        if step.range is not None and step.name != INPUT_RANGE
     }
     kernels = {
         step.name: step.inputs[0] for step in plan.steps if step.kind in KERNELS
     }
-    watched = tuple(dict.fromkeys((*bounded, *kernels.values())))
+    watched = tuple(dict.fromkeys((*ranged, *kernels.values())))
     if not watched:
-        return Observed(limits, {}, {})
+        return Observed({}, {}, {})
     model = keras_engine.build(plan._replace(outputs=watched))
-    counts = {k: np.zeros(_BINS) for k in bounded}
+    found: dict[int, list[np.ndarray]] = {k: [] for k in ranged}
+    sizes = {}
     sums: dict[int, Any] = dict.fromkeys(kernels.values(), 0.0)
     total = len(arrays[0])
-    for start in range(0, total, _BATCH):
-        batch = [x[start : start + _BATCH] for x in arrays]
-        values = model.predict_on_batch(batch if len(batch) > 1 else batch[0])
-        if not isinstance(values, (list, tuple)):
-            values = [values]
-        for k, x in zip(watched, values, strict=True):
+    for values in _batches(model, watched, arrays):
+        for k, x in values.items():
             if k in sums:
                 sums[k] = sums[k] + x.sum(axis=0, keepdims=True) / total
-            if k in counts:
-                # An odd stride, so that all channels have their turn.
-                stride = max(1, x.size // (len(x) * _SAMPLED)) | 1
+            if k in found:
+                flat = x.reshape(len(x), -1)
+                found[k].append(np.stack([flat.min(1), flat.max(1)], axis=-1))
+                sizes[k] = flat.shape[1]
+    extremes = {k: np.concatenate(found[k]) for k in ranged}
+    limits = keras_engine.mean_limits(
+        {
+            name: keras_engine.Extremes(extremes[k], sizes[k])
+            for k, name in ranged.items()
+        }
+    )
+    bounded = {
+        k: (float(x[:, 0].min()), float(x[:, 1].max()))
+        for k, x in extremes.items()
+    }
+    counts = {k: np.zeros(_BINS) for k in bounded}
+    for values in _batches(model, watched, arrays):
+        for k, (low, high) in bounded.items():
+            x = values[k]
+            # An odd stride, so that all channels have their turn.
+            stride = max(1, x.size // (len(x) * _SAMPLED)) | 1
+            if low < high < np.inf:
                 sampled = x.reshape(-1)[::stride]
-                if bounded[k][0] < bounded[k][1] < np.inf:
-                    counts[k] += np.histogram(sampled, _BINS, bounded[k])[0]
+                counts[k] += np.histogram(sampled, _BINS, (low, high))[0]
     return Observed(
         limits,
         {plan.steps[k - 1].name: (counts[k], *bounded[k]) for k in bounded},
         {name: sums[k] for name, k in kernels.items()},
     )
+
+
+def _batches(
+    model: keras.Model, watched: Sequence[int], arrays: Sequence[np.ndarray]
+) -> Iterator[dict[int, np.ndarray]]:
+    """A model's outputs by number, some examples at a time."""
+    for start in range(0, len(arrays[0]), _BATCH):
+        batch = [x[start : start + _BATCH] for x in arrays]
+        values = model.predict_on_batch(batch if len(batch) > 1 else batch[0])
+        several = isinstance(values, (list, tuple))
+        yield dict(zip(watched, values if several else [values], strict=True))
 
 
 def estimate(observed: Observed, estimator: Estimator) -> dict[str, Range]:

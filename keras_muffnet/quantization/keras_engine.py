@@ -319,50 +319,6 @@ def calibrate(
     Returns:
         For each step with a range its lowest and highest value.
     """
-    return mean_limits(find_extremes(plan, images, verbose))
-
-
-class Extremes(NamedTuple):
-    """What a step gives for some examples.
-
-    Attributes:
-        limits: the lowest and the highest value of each, `(n, 2)`.
-        size: the number of values of each.
-    """
-
-    limits: np.ndarray
-    size: int
-
-
-def mean_limits(extremes: Mapping[str, Extremes]) -> dict[str, Range]:
-    """The mean of what single batches of about 100 examples need.
-
-    Args:
-        extremes: as `find_extremes` gives them.
-    """
-    limits = {}
-    for name, (found, size) in extremes.items():
-        count = min(-(-len(found) // 100), len(found) * size // _MANY)
-        batches = np.array_split(found, max(count, 1))
-        low = np.mean([batch[:, 0].min() for batch in batches])
-        high = np.mean([batch[:, 1].max() for batch in batches])
-        limits[name] = float(low), float(high)
-    return limits
-
-
-def find_extremes(
-    plan: Plan, images: Any, verbose: int = 0
-) -> dict[str, Extremes]:
-    """Finds the lowest and highest value of each quantized output, in float.
-
-    Args:
-        plan: the plan.
-        images: as for `calibrate`.
-        verbose: 1 shows a progress bar.
-
-    Returns:
-        For each step with a range what it gives.
-    """
     images_input, tensors = _connect(plan, ranges=None)
     quantized = {
         step.name: x
@@ -383,10 +339,40 @@ def find_extremes(
     watched.compile(jit_compile=keras.backend.backend() == "jax")
     found = watched.predict(images, batch_size=32, verbose=verbose)
     found = found if len(quantized) > 1 else [found]
-    return {
-        name: Extremes(np.asarray(limits), math.prod(x.shape[1:]))
-        for (name, x), limits in zip(quantized.items(), found, strict=True)
-    }
+    return mean_limits(
+        {
+            name: Extremes(np.asarray(limits), math.prod(x.shape[1:]))
+            for (name, x), limits in zip(quantized.items(), found, strict=True)
+        }
+    )
+
+
+class Extremes(NamedTuple):
+    """What a step gives for some examples.
+
+    Attributes:
+        limits: the lowest and the highest value of each, `(n, 2)`.
+        size: the number of values of each.
+    """
+
+    limits: np.ndarray
+    size: int
+
+
+def mean_limits(extremes: Mapping[str, Extremes]) -> dict[str, Range]:
+    """The mean of what single batches of about 100 examples need.
+
+    Args:
+        extremes: by name of the step.
+    """
+    limits = {}
+    for name, (found, size) in extremes.items():
+        count = min(-(-len(found) // 100), len(found) * size // _MANY)
+        batches = np.array_split(found, max(count, 1))
+        low = np.mean([batch[:, 0].min() for batch in batches])
+        high = np.mean([batch[:, 1].max() for batch in batches])
+        limits[name] = float(low), float(high)
+    return limits
 
 
 def make_float_layer(step: Step) -> layers.Layer:

@@ -197,11 +197,16 @@ def report(
     sizes = {k: math.prod(x.shape[1:]) for k, x in symbols.items()}
     matched, has_softmax = match(plan, sizes, file)
     compared = [x[:_COMPARED] for x in arrays]
-    layers = _compare(plan, watched, watching, file, matched, compared)
-
-    outputs = keras.Model(watched.inputs, [symbols[k] for k in plan.outputs])
-    wanted = outputs.predict(arrays, batch_size=_COMPARED, verbose=0)
-    wanted = wanted if isinstance(wanted, list) else [wanted]
+    layers, wanted = _compare(plan, watched, watching, file, matched, compared)
+    if len(arrays[0]) > _COMPARED:
+        outputs = keras.Model(
+            watched.inputs, [symbols[k] for k in plan.outputs]
+        )
+        others = outputs.predict(
+            [x[_COMPARED:] for x in arrays], batch_size=_COMPARED, verbose=0
+        )
+        others = others if isinstance(others, list) else [others]
+        wanted = [np.concatenate(x) for x in zip(wanted, others, strict=True)]
     given = LiteRTModel(tflite).predict(
         arrays if len(arrays) > 1 else arrays[0]
     )
@@ -300,7 +305,7 @@ def _compare(
     file: LiteRTModel,
     matched: Mapping[int, int],
     arrays: Sequence[np.ndarray],
-) -> dict[int, Layer]:
+) -> tuple[dict[int, Layer], list[np.ndarray]]:
     """Compares the matched tensors of a plan.
 
     Args:
@@ -312,9 +317,11 @@ def _compare(
         arrays: for each input the examples to compare them on.
 
     Returns:
-        Their figures by number.
+        Their figures by number; and the float model's answers.
     """
-    tensors = {k: file.tensors()[number] for k, number in matched.items()}
+    answers: list[list[np.ndarray]] = [[] for _ in plan.outputs]
+    in_file = file.tensors()
+    tensors = {k: in_file[number] for k, number in matched.items()}
     sums = {k: np.zeros(5) for k in matched}
     count = len(arrays[0])
     for start in range(0, count, _HELD):
@@ -327,6 +334,8 @@ def _compare(
             for k, x in zip(matched, values, strict=True)
         }
         given[0] = parts[0]
+        for of_output, k in zip(answers, plan.outputs, strict=True):
+            of_output.append(keras.ops.convert_to_numpy(floats[k]))
         for k in matched:
             wanted = keras.ops.convert_to_numpy(floats[k])
             own = _run_step(plan, watched, given, k)
@@ -340,7 +349,7 @@ def _compare(
             )
     nodes = file.nodes()
     operations = {node.outputs[0]: node.operation.name for node in nodes}
-    return {
+    layers = {
         k: Layer(
             plan.steps[k - 1].name,
             operations.get(matched[k], "input"),
@@ -352,6 +361,7 @@ def _compare(
         )
         for k, (signal, noise, own_signal, own_noise, cut_off) in sums.items()
     }
+    return layers, list(map(np.concatenate, answers))
 
 
 def _run_step(
