@@ -14,9 +14,11 @@ from keras_muffnet import MuffNet
 from keras_muffnet import StageSpec
 from keras_muffnet import baselines
 from keras_muffnet import quantization
+from keras_muffnet import stages_from_notation
 from keras_muffnet.data import load_digits
 from keras_muffnet.federation import PATTERNS
 from keras_muffnet.litert import LiteRTModel
+from keras_muffnet.presets import PAPER_NOTATION
 from tests.conftest import ROOT
 from tools.benchmarks.quantization_coverage import WAYS
 from tools.benchmarks.quantization_coverage import measure
@@ -41,14 +43,25 @@ APPLICATIONS = {
 # the least where sparse maps are multiplied by small gates.
 LEAST_SQNR = 10
 
-# Of each family one runs with the fast tests.
-SLOW = (
-    "EfficientNetV2B0",
-    "MobileNetV3Large",
-    "NASNetMobile",
-    "Xception",
-    "VGG16",
-)
+# What the fast tests leave out of a network: from behind one layer to another,
+# where there are but blocks of a kind that it has elsewhere. The slow ones run
+# it whole, and more of each family.
+LEFT_OUT = {
+    "MobileNet": [("conv_pw_3_relu", "conv_pw_13_relu")],
+    "MobileNetV2": [("block_4_add", "block_16_project_BN")],
+    "MobileNetV3Small": [("expanded_conv_4_add", "expanded_conv_10_add")],
+    "EfficientNetB0": [("block3a_project_bn", "block7a_project_bn")],
+    "ResNet50": [("conv3_block2_out", "conv5_block3_out")],
+    "DenseNet121": [
+        ("conv2_block2_concat", "conv2_block6_concat"),
+        ("conv3_block2_concat", "conv5_block16_concat"),
+    ],
+    "InceptionV3": [
+        ("mixed0", "mixed2"),
+        ("mixed4", "mixed7"),
+        ("mixed9", "mixed10"),
+    ],
+}
 
 PEERS = {
     "ShuffleNetV2": {"alpha": 0.3},
@@ -62,11 +75,49 @@ PEERS = {
     },
 }
 
+PEERS_LEFT_OUT = {
+    "ShuffleNetV2": [
+        ("stage1_unit2_concat", "stage1_unit4_concat"),
+        ("stage2_unit2_concat", "stage3_unit4_concat"),
+    ],
+    "MobileNetV2": [
+        ("row2_unit2_add", "row3_unit3_add"),
+        ("row4_unit2_add", "row7_unit1_project_bn"),
+    ],
+    "IGCV3": [
+        ("row2_unit2_add", "row3_unit6_add"),
+        ("row4_unit2_add", "row7_unit1_project_bn"),
+    ],
+    "ResNet": [("stage2_block2_relu", "stage3_block3_relu")],
+    "CondenseNet": [("block2_layer1_concat", "block3_layer2_concat")],
+}
+
 
 @pytest.fixture(scope="module")
 def digits():
     (images, _), _ = load_digits(32)
     return images[:32]
+
+
+def shortened(model, left_out):
+    """The network without some of its blocks."""
+    ends = [model.get_layer(last).output for last, _ in left_out]
+    x, *ends = *ends, model.output
+    for (_, name), end in zip(left_out, ends, strict=True):
+        start = model.get_layer(name).output
+        if x.shape[-1] != start.shape[-1]:
+            x = keras.layers.Conv2D(start.shape[-1], 1)(x)
+        x = keras.Model(start, end).call(x)
+    return keras.Model(model.input, x)
+
+
+def short_and_whole(names, left_out):
+    """Cases of a name and what is left out; the whole networks are slow."""
+    short = [pytest.param(k, left_out[k], id=k) for k in left_out]
+    slow = pytest.mark.slow
+    return short + [
+        pytest.param(name, [], marks=slow, id=f"{name}-whole") for name in names
+    ]
 
 
 def check(model, digits, tmp_path):
@@ -89,7 +140,7 @@ def check(model, digits, tmp_path):
         assert name not in ("QUANTIZE", "DEQUANTIZE")
         assert {"INT8"} <= set(dtypes) <= {"INT8", "INT32"}, name
     # Of four images alone, some fill a small part of their ranges.
-    report = quantization.report(model, path, images[:16])
+    report = quantization.report(model, path, images[:8])
     # On maps of a single pixel the converter leaves out pooling and padding.
     assert len(report.unmatched) <= 0.2 * len(report.layers)
     # Layer for layer, on the inputs that it has: an untrained network passes
@@ -99,43 +150,48 @@ def check(model, digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-        for name in APPLICATIONS
-    ],
+    ("name", "left_out"), short_and_whole(APPLICATIONS, LEFT_OUT)
 )
-def test_networks_of_keras_applications(name, digits, tmp_path):
+def test_networks_of_keras_applications(name, left_out, digits, tmp_path):
     keras.utils.set_random_seed(0)
     size = APPLICATIONS[name]
     model = getattr(keras.applications, name)(
         input_shape=(size, size, 3), weights=None, classes=10
     )
-    check(model, digits, tmp_path)
+    check(shortened(model, left_out), digits, tmp_path)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_muffnets_of_each_sharing_pattern(pattern, digits, tmp_path):
     keras.utils.set_random_seed(0)
-    stages = [StageSpec(pattern, 3, 12)] * 3
+    stages = [StageSpec(pattern, 3, 12)] * 2
     model = MuffNet(input_shape=(16, 16, 3), stages=stages, classes=10)
     check(model, digits, tmp_path)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
-def test_muffnets_of_the_paper(alpha, digits, tmp_path):
+@pytest.mark.parametrize(
+    "most", [2, pytest.param(8, marks=pytest.mark.slow, id="whole")]
+)
+def test_muffnets_of_the_paper(alpha, most, digits, tmp_path):
     keras.utils.set_random_seed(0)
-    model = MuffNet(input_shape=(32, 32, 3), alpha=alpha, classes=10)
+    stages = [
+        StageSpec(stage.sharing, min(stage.layers, most), stage.width)
+        for stage in stages_from_notation(PAPER_NOTATION, alpha)
+    ]
+    model = MuffNet(input_shape=(32, 32, 3), stages=stages, classes=10)
     check(model, digits, tmp_path)
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_peers(name, digits, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "left_out"), short_and_whole(PEERS, PEERS_LEFT_OUT)
+)
+def test_peers(name, left_out, digits, tmp_path):
     keras.utils.set_random_seed(0)
     model = getattr(baselines, name)(
         input_shape=(32, 32, 3), classes=10, **PEERS[name]
     )
-    check(model, digits, tmp_path)
+    check(shortened(model, left_out), digits, tmp_path)
 
 
 # The table. What runs with the fast tests is of each kind that it has.
