@@ -526,7 +526,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     from keras_muffnet._optional import load_optional
 
     matplotlib = load_optional("matplotlib.figure", "loadtest")
-    figure = matplotlib.Figure(figsize=(10, 4), layout="constrained")
+    figure = matplotlib.Figure(figsize=(10, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for color, form in zip(("C0", "C1"), FORMS.values(), strict=True):
         loops: dict[str, dict[str, list[Any]]] = {}
@@ -564,7 +564,10 @@ def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     right.xaxis.set_major_formatter("{x:g}")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        below = (0.5, -0.15)
+        axes.legend(
+            fontsize=8, loc="upper center", bbox_to_anchor=below, ncol=2
+        )
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=120, facecolor="white")
 
