@@ -810,6 +810,21 @@ def test_what_cannot_be_quantized_is_refused_by_name(layer, reason):
         plan_quantization(model)
 
 
+def pad_below_all(x, width=1, value=-np.inf, channels=0):
+    widths = [[0, 0], [width, width], [width, width], [0, channels]]
+    return ops.pad(x, widths, constant_values=value)
+
+
+PADS_THAT_SHOW = (
+    pad_below_all,
+    lambda x: pad_below_all(x) * 2.0,
+    lambda x: layers.AveragePooling2D(3, 2)(pad_below_all(x)),
+    lambda x: layers.MaxPooling2D(3, 2)(pad_below_all(x, 2)),
+    lambda x: layers.MaxPooling2D(3, 2, "same")(pad_below_all(x)),
+    lambda x: layers.MaxPooling2D(3, 2)(pad_below_all(x, channels=1)),
+)
+
+
 @pytest.mark.parametrize(
     ("operation", "name", "reason"),
     [
@@ -826,6 +841,10 @@ def test_what_cannot_be_quantized_is_refused_by_name(layer, reason):
         (lambda x: ops.divide(x, x), "divide", "a constant"),
         (lambda x: x**1.5, "power", "exponent of 2, 3, 4.*Found: 1.5"),
         (lambda x: ops.pad(x, 1), "pad", "batch axis alone"),
+        *(
+            (lambda x, pads=pads: pads(x), "pad", "has a scale.*Found: -inf")
+            for pads in PADS_THAT_SHOW
+        ),
         (lambda x: ops.max(x, 1, initial=0.0), "max", "no initial value"),
         (lambda x: x[:, 0, 0] + x, "add", "same number of axes"),
         (lambda x: ops.einsum("abcd->abc", x), "einsum", "two operands"),
@@ -845,6 +864,25 @@ def test_what_operation_cannot_be_quantized_is_refused(operation, name, reason):
     model = make_model(operation)
     with pytest.raises(ValueError, match=rf"layer '{name}\w*' .*{reason}"):
         plan_quantization(model)
+
+
+@pytest.mark.parametrize("value", [-np.inf, -1e9])
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        layers.MaxPooling2D(3, 2),
+        lambda x: ops.max_pool(x, 2, 1),
+    ],
+)
+def test_padding_below_all_before_max_pooling_needs_no_range(value, pooling):
+    model = make_model(lambda x: pooling(pad_below_all(x, value=value)))
+    plan = plan_quantization(model)
+    images = np.random.default_rng(0).normal(size=(2, *plan.input_shape)) - 4
+    wanted = keras.ops.convert_to_numpy(model(images))
+    assert np.isfinite(wanted).all() and wanted.max() < 0
+    np.testing.assert_allclose(
+        keras_engine.build(plan)(images), wanted, rtol=1e-5
+    )
 
 
 def test_a_masked_softmax_is_refused():

@@ -300,6 +300,9 @@ _LAYERS: dict[str, Callable[[Any], Any]] = {
     "UpSampling2D": layers.UpSampling2D(2, interpolation="bilinear"),
     "UpSampling2D, bicubic": layers.UpSampling2D(2, interpolation="bicubic"),
     "CenterCrop": layers.CenterCrop(7, 8),
+    "padding below all, MaxPooling2D": lambda x: layers.MaxPooling2D(3, 2)(
+        ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=-np.inf)
+    ),
     "Permute": layers.Permute((2, 1, 3)),
     "UnitNormalization": layers.UnitNormalization(),
     "LayerNormalization": layers.LayerNormalization(),

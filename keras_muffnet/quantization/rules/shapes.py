@@ -34,6 +34,8 @@ IDLE = (
 )
 
 _WHOLE = slice(None)
+# What stands for minus infinity, in float16 too.
+_LOWEST = float(np.finfo("float16").min)
 
 
 def _pass(w: Writer, x: int) -> int:
@@ -383,6 +385,14 @@ def _pad(w: Writer, x: int) -> int:
             "must have mode 'constant', 'reflect' or 'symmetric'. "
             f"Found: {mode!r}"
         )
+    if mode == "constant" and value is not None and not value > _LOWEST:
+        if not _is_for_max_pooling(w):
+            w.refuse(
+                "must pad with a number that has a scale, but before a max "
+                "pooling, without padding, of at least twice the width. "
+                f"Found: {float(value)}"
+            )
+        mode = "symmetric"
     if mode != "constant":
         return w.add("Pad", x, widths=widths, mode=mode)
     if value is not None and float(value):
@@ -390,6 +400,32 @@ def _pad(w: Writer, x: int) -> int:
     if len(widths) == 4 and not any(widths[3]):
         return w.add("ZeroPadding2D", x, padding=tuple(map(tuple, widths[1:3])))
     return w.add("Pad", x, widths=widths, mode=mode)
+
+
+def _is_for_max_pooling(w: Writer) -> bool:
+    """Whether a padding is never the greatest value of any window.
+
+    Then mirrored values, each of which is in its window anyway, do as well.
+    """
+    widest = max(max(pair) for pair in w.layer.pad_width)
+    (padded,) = w.call.outputs
+    readers = [
+        call.operation
+        for call in w.graph.calls
+        if any(x is padded for x in call.inputs)
+    ]
+    return bool(readers) and all(
+        type(reader).__name__ in ("MaxPool", "MaxPooling1D", "MaxPooling2D")
+        and reader.padding == "valid"
+        and 2 * widest <= np.min(reader.pool_size)
+        and not any(w.layer.pad_width[_channel_axis(reader)])
+        for reader in readers
+    )
+
+
+def _channel_axis(pooling: Any) -> int:
+    form = pooling.data_format or keras.config.image_data_format()
+    return 1 if form == "channels_first" else -1
 
 
 # Pooling.
