@@ -58,10 +58,30 @@ def run(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty folder in place of the package's."""
-    for module in (published, publish_weights):
-        monkeypatch.setattr(module, "FOLDER", tmp_path / "weights")
     (tmp_path / "weights").mkdir()
-    return tmp_path / "weights"
+    return replace_folder(tmp_path / "weights", monkeypatch)
+
+
+def replace_folder(folder, monkeypatch):
+    for module in (published, publish_weights):
+        monkeypatch.setattr(module, "FOLDER", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published_once(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        replace_folder(folder, monkeypatch)
+        publish(run[0], monkeypatch)
+    return folder
+
+
+@pytest.fixture
+def published_folder(published_once, tmp_path, monkeypatch):
+    """The folder in place of the package's, with the run's weights."""
+    shutil.copytree(published_once, tmp_path / "weights")
+    return replace_folder(tmp_path / "weights", monkeypatch)
 
 
 def publish(run, monkeypatch, *before, data="digits"):
@@ -77,9 +97,8 @@ def publish(run, monkeypatch, *before, data="digits"):
     return publish_weights.main()
 
 
-def test_a_run_is_published(run, folder, monkeypatch):
-    source, model = run
-    publish(source, monkeypatch)
+def test_a_run_is_published(run, published_folder):
+    folder, (_, model) = published_folder, run
     names = {path.name for path in folder.iterdir()}
     parts = ("weights.h5", "md", "csv", "png")
     assert names == {"catalog.json", *(f"digits_0.1.{p}" for p in parts)}
@@ -105,6 +124,7 @@ def test_a_run_is_published(run, folder, monkeypatch):
 
 def test_runs_in_a_row_have_one_log(run, folder, monkeypatch):
     source, _ = run
+    monkeypatch.setattr(publish_weights, "accuracy", lambda *arguments: 0.125)
     publish(source, monkeypatch, source)
     with open(folder / "digits_0.1.csv", newline="") as file:
         epochs = [row["epoch"] for row in csv.DictReader(file)]
@@ -113,8 +133,8 @@ def test_runs_in_a_row_have_one_log(run, folder, monkeypatch):
     assert "| epochs | 2; the weights are of epoch 2 |" in card
 
 
-@pytest.fixture
-def detector_run(tmp_path):
+@pytest.fixture(scope="module")
+def detector_run(tmp_path_factory):
     """A run's folder of a small detector, with images and boxes."""
     keras.utils.set_random_seed(0)
     recipe = DetectionRecipe(
@@ -128,8 +148,7 @@ def detector_run(tmp_path):
         train_split="trainval",
     )
     model = build_detector(recipe, 2)
-    folder = tmp_path / "run"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("detector_run")
     model.save(folder / "last.keras")
     configuration = {
         "settings": dataclasses.asdict(recipe),
@@ -188,9 +207,10 @@ def test_a_detector_is_published(detector_run, folder, monkeypatch):
 
 
 def test_a_detector_on_a_peer_does_not_ship(
-    detector_run, folder, monkeypatch, capsys
+    detector_run, folder, tmp_path, monkeypatch, capsys
 ):
-    source, _ = detector_run
+    source = tmp_path / "run"
+    shutil.copytree(detector_run[0], source)
     path = source / "configuration.json"
     configuration = json.loads(path.read_text())
     configuration["settings"]["backbone"] = "MobileNet"
@@ -205,11 +225,8 @@ def test_an_unknown_detector_is_refused():
         pretrained_ssd("cells")
 
 
-def test_without_classifier_any_size_stem_and_upstream(
-    run, folder, monkeypatch
-):
-    source, model = run
-    publish(source, monkeypatch)
+def test_without_classifier_any_size_stem_and_upstream(run, published_folder):
+    _, model = run
     photos = keras.Input((96, 64, 3))
     # A convolution upstream has no weights in the file.
     x = keras.layers.Conv2D(3, 1, name="upstream")(photos)
@@ -246,9 +263,8 @@ def test_published_weights_bring_their_size():
     assert model.input_shape == (None, 32, 32, 3)
 
 
-def test_damage_is_found(run, folder, monkeypatch):
-    publish(run[0], monkeypatch)
-    path = folder / "digits_0.1.weights.h5"
+def test_damage_is_found(published_folder):
+    path = published_folder / "digits_0.1.weights.h5"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
