@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.util.event_pb2 import Event
 
+from keras_muffnet import plots
 from keras_muffnet.training import DivergedError
 from keras_muffnet.training import checkpoints
 from keras_muffnet.training import fit
@@ -31,6 +32,8 @@ from tests.training_run import digest
 from tests.training_run import run
 from tests.training_run import small_model
 from tests.training_run import small_recipe
+
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 # Of a run, in the slow tests.
 KILLS = int(os.environ.get("MUFFNET_TEST_KILLS", "2"))
@@ -154,6 +157,7 @@ def test_a_run_writes_what_it_promises(whole):
         "log.csv",
         "result.json",
     ]
+    assert (folder / "curves.png").stat().st_size > 0
     assert json.loads((folder / "result.json").read_text()) == result
     log = read_log(folder)
     best = max(log, key=lambda row: float(row["val_accuracy"]))
@@ -425,6 +429,9 @@ def test_mixed_precision_saves_float32(precision, tmp_path):
 
 
 def test_a_machine_without_matplotlib_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "keras_muffnet.training.log.plot_curves", plots.plot_curves
+    )
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     run(small_recipe(epochs=2), tmp_path)
     assert capsys.readouterr().out.count("No picture of the curves") == 1

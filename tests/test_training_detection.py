@@ -31,6 +31,8 @@ from tests.training_run import Batches
 from tests.training_run import digest
 from tools.benchmarks import detection as benchmark_detection
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 class SmallFeed:
     """Eight images with a square each; the last has none."""
