@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 
+from keras_muffnet import MuffNet
+from keras_muffnet import count_complexity
 from keras_muffnet import preprocess_input
 from keras_muffnet.data import load_digits
 from tests.conftest import ROOT
@@ -25,13 +28,20 @@ ARTEFACTS = (
     "sharing_matrix.png",
 )
 
+# Of the network that the full run trains.
+PARAMETERS = 365_891
+MACS = 40_696_448
+
+
+def test_the_network_has_the_size_that_is_promised():
+    counted = count_complexity(MuffNet((32, 32, 3), alpha=0.5, classes=10))
+    assert (counted.parameters, counted.macs) == (PARAMETERS, MACS)
+
 
 def check_artifacts(output):
     for name in ARTEFACTS:
         assert (output / name).stat().st_size > 0, name
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["parameters"] == 365_891
-    assert metrics["macs"] == 40_696_448
     assert metrics["served_float_difference"] <= 1e-5
     assert metrics["served_bytes_difference"] <= 1e-5
     assert 0 < metrics["int8_bytes"] < metrics["float32_bytes"] / 2
@@ -56,6 +66,8 @@ def test_quickstart_at_reduced_size(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = check_artifacts(output)
     assert metrics["test_images"] == 96
+    assert metrics["parameters"] < PARAMETERS
+    assert metrics["macs"] < MACS
     assert metrics["float_accuracy"] == accuracy_of(output)
     for step in range(1, 7):
         assert f"== {step}/6" in done.stdout
@@ -68,7 +80,7 @@ def accuracy_of(output):
     """The saved model's own accuracy on the test images that were used."""
     (_, _), (images, labels) = load_digits()
     model = keras.saving.load_model(output / "muffnet.keras")
-    scores = model.predict(preprocess_input(images[:96]), verbose=0)
+    scores = np.asarray(model(preprocess_input(images[:96])))
     return (scores.argmax(axis=1) == labels[:96]).mean()
 
 
@@ -77,6 +89,8 @@ def test_quickstart_keeps_its_promises(run_python, tmp_path):
     run_python(QUICKSTART, "--output", str(tmp_path))
     metrics = check_artifacts(tmp_path)
     assert metrics["test_images"] == 360
+    assert metrics["parameters"] == PARAMETERS
+    assert metrics["macs"] == MACS
     assert metrics["float_accuracy"] >= 0.97
     assert metrics["int8_accuracy"] >= metrics["float_accuracy"] - 0.005
 

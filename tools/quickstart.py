@@ -49,8 +49,8 @@ def main() -> int:
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="a few images, one epoch and no bar for accuracy: tries that all "
-        "steps work (default folder: runs/smoke)",
+        help="a few images, one epoch, two layers a stage and no bar for "
+        "accuracy: tries that all steps work (default folder: runs/smoke)",
     )
     flags = parser.parse_args()
     output = flags.output or ROOT / "runs" / (
@@ -86,7 +86,8 @@ def run(output: pathlib.Path, smoke: bool) -> dict[str, Any]:
 
     Args:
         output: folder for the results; it may not exist yet.
-        smoke: whether to use a few images and one epoch only.
+        smoke: whether to use a few images, one epoch and two layers a stage
+            only.
     """
     start = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,7 @@ def run(output: pathlib.Path, smoke: bool) -> dict[str, Any]:
     print(f"{len(train[0])} training and {len(test[0])} test images, 32x32x3")
 
     banner(f"2/6  training: MuffNet(alpha={ALPHA})")
-    model, history = train_model(train, test, output, 1 if smoke else EPOCHS)
+    model, history = train_model(train, test, output, smoke)
     scores, metrics = evaluate(model, test)
 
     banner("3/6  export: SavedModel and float LiteRT")
@@ -134,17 +135,24 @@ def load_data(smoke: bool) -> tuple[Any, Any]:
 
 
 def train_model(
-    train: Any, test: Any, output: pathlib.Path, epochs: int
+    train: Any, test: Any, output: pathlib.Path, smoke: bool
 ) -> tuple[Any, dict[str, list[float]]]:
     """Trains from the spec; resumes where an interrupted run stopped."""
     import keras
 
     from keras_muffnet import MuffNet
+    from keras_muffnet import StageSpec
+    from keras_muffnet import stages_from_notation
     from keras_muffnet._files import written_aside
     from keras_muffnet.data import make_dataset
+    from keras_muffnet.presets import PAPER_NOTATION
 
     keras.utils.set_random_seed(SEED)
-    model = MuffNet(input_shape=(32, 32, 3), alpha=ALPHA, classes=len(CLASSES))
+    stages = stages_from_notation(PAPER_NOTATION, ALPHA)
+    if smoke:
+        stages = tuple(StageSpec(s.sharing, 2, s.width) for s in stages)
+    model = MuffNet((32, 32, 3), classes=len(CLASSES), stages=stages)
+    epochs = 1 if smoke else EPOCHS
     steps = -(-len(train[0]) // BATCH_SIZE)
     schedule = keras.optimizers.schedules.CosineDecay(
         LEARNING_RATE, decay_steps=epochs * steps
