@@ -18,6 +18,7 @@ networks, or some libraries.
 
 import argparse
 import concurrent.futures
+import functools
 import gc
 import multiprocessing
 import os
@@ -83,19 +84,36 @@ def benchmark(args: argparse.Namespace) -> None:
 
 
 def measured(names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Measures in another process, which a network may end."""
-    pool: concurrent.futures.ProcessPoolExecutor | None = None
+    """Measures in another process, which a file of one way may end."""
     for name in names:
-        pool = pool or concurrent.futures.ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), max_tasks_per_child=8
-        )
         try:
-            row = pool.submit(measure, name).result()
-        except Exception as error:
-            row = {f"{way}_error": common.shortened(error) for way in WAYS}
-            if isinstance(error, concurrent.futures.BrokenExecutor):
-                pool = None
-        yield name, row
+            yield name, in_process(name, WAYS)
+        except concurrent.futures.BrokenExecutor:
+            row = {}
+            for way in WAYS:
+                try:
+                    row.update(in_process(name, [way]))
+                except concurrent.futures.BrokenExecutor:
+                    row[f"{way}_error"] = "the process ended"
+            yield name, row
+
+
+def in_process(name: str, ways: Sequence[str]) -> dict[str, Any]:
+    """Runs `measure` in a process that starts with the first network."""
+    try:
+        return _pool().submit(measure, name, ways).result()
+    except concurrent.futures.BrokenExecutor:
+        _pool.cache_clear()
+        raise
+    except Exception as error:
+        return {f"{way}_error": common.shortened(error) for way in ways}
+
+
+@functools.cache
+def _pool() -> concurrent.futures.ProcessPoolExecutor:
+    return concurrent.futures.ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), max_tasks_per_child=8
+    )
 
 
 def constructors() -> dict[str, Callable[[int], Any]]:
@@ -135,8 +153,8 @@ def _classifier(make: Callable[..., Any]) -> Callable[[int], Any]:
     )
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Makes and compares both files of a network."""
+def measure(name: str, ways: Sequence[str]) -> dict[str, Any]:
+    """Makes a network's files and compares them with it."""
     import keras
     import tensorflow as tf
 
@@ -152,11 +170,11 @@ def measure(name: str) -> dict[str, Any]:
         "parameters": model.count_params(),
     }
     if row["parameters"] > MOST_PARAMETERS:
-        return {**row, **{f"{w}_error": "too large for 4 GB" for w in WAYS}}
+        return {**row, **{f"{w}_error": "too large for 4 GB" for w in ways}}
     (images, _), (test, _) = load_digits(model)
     randomize(model)
     set_statistics(model, images[:IMAGES])
-    for way in WAYS:
+    for way in ways:
         found = quantize(model, images[:IMAGES], test[:IMAGES], way)
         row.update({f"{way}_{key}": value for key, value in found.items()})
     # Closed graphs sit in reference cycles.
