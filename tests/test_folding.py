@@ -1,7 +1,5 @@
 """Batch normalization folded away: the same answers with fewer operations."""
 
-import functools
-
 import keras
 import numpy as np
 import pytest
@@ -262,7 +260,12 @@ def test_models_with_a_call_of_their_own_are_refused(place):
 
 def test_the_benchmark_of_exports(tmp_path, monkeypatch):
     monkeypatch.setattr(export_benchmark, "ROUNDS", {1: 1, 3: 2})
-    build = functools.partial(MuffNet, input_shape=(32, 32, 3), classes=4)
+
+    def build(alpha, **kwargs):
+        width = round(32 * alpha)
+        stages = [StageSpec("average", 2, width), StageSpec("none", 2, width)]
+        return MuffNet((16, 16, 3), classes=4, stages=stages, **kwargs)
+
     monkeypatch.setattr("keras_muffnet.MuffNet", build)
     rows = export_benchmark.measure("MuffNet", 0.5, tmp_path)
     assert [row["batch"] for row in rows] == [1, 3]
