@@ -135,8 +135,9 @@ def write_photos(folder, names, train, test):
 
 # What takes longest comes first, so that no process is left alone at the end.
 SLOWEST_FIRST = (
-    "test_quantization.py",
+    "test_quantization_engines.py",
     "test_quantization_coverage.py",
+    "test_quantization.py",
     "test_reproduction.py",
     "test_quantization_ends.py",
     "test_quickstart.py",
