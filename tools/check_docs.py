@@ -48,6 +48,11 @@ _COLORS = {
     "rose": (200, 30, 60),
     "tulip": (250, 190, 0),
 }
+_CELLS = {
+    "RBC": (200, 110, 110),
+    "WBC": (110, 70, 160),
+    "Platelets": (150, 120, 190),
+}
 
 
 class Block(NamedTuple):
@@ -201,11 +206,11 @@ def make_files(folder: pathlib.Path) -> None:
     cells = folder / "cells"
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (cells / part).mkdir(parents=True)
-    for k in range(8):
+    for k in range(10):
         image, boxes = smear(random)
         image.save(cells / "JPEGImages" / f"{k}.jpg", quality=95)
         (cells / "Annotations" / f"{k}.xml").write_text(annotation(k, boxes))
-    for split, numbers in (("trainval", range(6)), ("test", range(6, 8))):
+    for split, numbers in (("trainval", range(8)), ("test", range(8, 10))):
         listed = "".join(f"{k}\n" for k in numbers)
         (cells / "ImageSets/Main" / f"{split}.txt").write_text(listed)
 
@@ -225,11 +230,11 @@ def flower(
 def smear(
     random: np.random.Generator,
 ) -> tuple[Image.Image, list[tuple[str, int, int]]]:
-    """Draws red and white blood cells; returns the picture and their places."""
+    """Draws cells of BCCD's classes; returns the picture and their places."""
     image = Image.new("RGB", (320, 240), (235, 225, 215))
     draw = ImageDraw.Draw(image)
     boxes = []
-    for name, color in (("RBC", (200, 110, 110)), ("WBC", (110, 70, 160))):
+    for name, color in _CELLS.items():
         x, y = int(random.integers(0, 240)), int(random.integers(0, 160))
         draw.ellipse((x, y, x + 70, y + 70), fill=color)
         boxes.append((name, x, y))
