@@ -81,6 +81,7 @@ def benchmark(args: argparse.Namespace) -> None:
         rows[name] = {**dict.fromkeys(COLUMNS, ""), "network": name, **row}
         print(*rows[name].values(), sep=" | ", flush=True)
         write_csv(args.output, rows.values(), COLUMNS)
+    _pool().shutdown()
 
 
 def measured(names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -202,9 +203,11 @@ def set_statistics(model: Any, images: np.ndarray) -> None:
     import keras
 
     rng = np.random.default_rng(3)
-    # Keras has no public way to all the layers inside others.
+    norm = keras.layers.BatchNormalization
+    # Keras has no public way to all the layers inside others. KerasHub's
+    # EfficientNet has some that are never called.
     for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization):
+        if isinstance(layer, norm) and layer.built:
             layer.momentum = 0.0
             if layer.scale:
                 layer.gamma.assign(rng.uniform(0.2, 0.6, layer.gamma.shape))
