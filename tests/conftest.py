@@ -38,14 +38,14 @@ def free_port():
 def run_python():
     """Runs Python code in a fresh process and returns what it printed."""
 
-    def run(*args, cwd=ROOT, **environment):
+    def run(*args, cwd=ROOT, timeout=600, **environment):
         done = subprocess.run(
             [sys.executable, *args],
             cwd=cwd,
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=timeout,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

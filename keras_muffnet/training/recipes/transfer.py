@@ -6,15 +6,15 @@
 For a quarter of the epochs the classifier alone is trained, then all layers, at
 two fifths of the learning rate. `--unfreeze-from stage2` trains the mid-level
 stage and what follows it alone, and `--freeze-norms` leaves batch normalization
-as it is; both are faster and less accurate. `--size`, `--alpha` and `--stem` are
-those of the weights; of published ones only `--alpha` must be.
+as it is; both are faster and less accurate. `--size`, `--alpha` and `--stem`
+are those of the weights; of published ones only `--alpha` must be.
 
 Cost: minutes on a CPU for some thousand images of 64x64.
 Result: the means of seeds 0 to 2, from 30 training images a class: 47.8% of 300
 test images of 10 classes of Tiny ImageNet, 97.0% of 90 cells of 3 classes, cut
 out of BCCD, 98.2% of 300 digits; from random weights 25.1%, 58.5% and 96.5%
 (`python -m tools.benchmarks.transfer`). With both flags above and
-`--unfrozen-learning-rate 0.005`, as this recipe was before: 43.6%, 90.4%, 97.9%.
+`--unfrozen-learning-rate 0.005`, as this recipe was: 43.6%, 90.4%, 97.9%.
 """
 
 from keras_muffnet.training.recipe import Recipe
