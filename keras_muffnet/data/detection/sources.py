@@ -33,7 +33,7 @@ def open_detection_source(
     from keras_muffnet import data
 
     source = data.open_detection_source("cells")
-    source.class_names  # ('RBC', 'WBC')
+    source.class_names  # ('Platelets', 'RBC', 'WBC')
     ```
 
     Args:
