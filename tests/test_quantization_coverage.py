@@ -203,17 +203,21 @@ FAST = (
     "images and vectors",
     "YOLO head",
 )
-# Where one of the ways is more than 1 dB behind the converter, by at most 2.6.
-# These have so few weights that chance decides which file has the larger
-# errors: over three draws of perceptron's weights the converter has 36 to 42
-# dB, and both have 37.7 in the mean.
+# Where one of the ways is more than 1 dB behind the converter, by at most 3.7.
+# What a maximum or minimum chooses lies near the limits of the range, which
+# post-training cuts off a little. The others have so few weights that chance
+# decides which file has the larger errors: over three draws of perceptron's
+# weights the converter has 36 to 42 dB, and both have 37.7 in the mean.
 BEHIND = {
-    "perceptron",
+    "AdaptiveMaxPooling2D",
     "Dense on maps",
     "Dense with gelu",
+    "GlobalMaxPooling1D",
     "attention of sequences",
     "channels first",
     "log",
+    "min",
+    "perceptron",
 }
 
 

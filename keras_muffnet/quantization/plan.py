@@ -59,9 +59,6 @@ _MOVING = (
 # Those of the same scale whose outputs may lie beyond their inputs' range.
 _WIDENING = ("Bound", "Maximum", "Minimum", "PadWith")
 _WIDENING_FUNCTIONS = ("hard_shrink", "threshold")
-# Those that choose the values near the limits, which therefore count for more
-# than they do among all the inputs. "Reduce" is that of a maximum or minimum.
-_CHOOSING = ("GlobalMaxPooling2D", "MaxPooling2D", "Reduce")
 
 # The kinds that have a data format.
 _OF_IMAGES = (
@@ -410,7 +407,7 @@ def _passing(
         for k, step in enumerate(steps)
         if step.kind == FLOAT_BARRIER
         or k + 1 in between
-        or (_joins(step, moving) and step.kind not in (*_WIDENING, *_CHOOSING))
+        or (_joins(step, moving) and step.kind not in _WIDENING)
     }
 
 
