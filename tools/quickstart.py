@@ -148,10 +148,11 @@ def train_model(
     from keras_muffnet.presets import PAPER_NOTATION
 
     keras.utils.set_random_seed(SEED)
-    stages = stages_from_notation(PAPER_NOTATION, ALPHA)
+    size: dict[str, Any] = {"alpha": ALPHA}
     if smoke:
-        stages = tuple(StageSpec(s.sharing, 2, s.width) for s in stages)
-    model = MuffNet((32, 32, 3), classes=len(CLASSES), stages=stages)
+        stages = stages_from_notation(PAPER_NOTATION, ALPHA)
+        size = {"stages": [StageSpec(s.sharing, 2, s.width) for s in stages]}
+    model = MuffNet(input_shape=(32, 32, 3), classes=len(CLASSES), **size)
     epochs = 1 if smoke else EPOCHS
     steps = -(-len(train[0]) // BATCH_SIZE)
     schedule = keras.optimizers.schedules.CosineDecay(

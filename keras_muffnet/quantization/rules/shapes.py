@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_muffnet.quantization.layouts import kind_of
 from keras_muffnet.quantization.writer import Rules
 from keras_muffnet.quantization.writer import Writer
 from keras_muffnet.quantization.writer import stored
@@ -415,17 +416,14 @@ def _is_for_max_pooling(w: Writer) -> bool:
         if any(x is padded for x in call.inputs)
     ]
     return bool(readers) and all(
-        type(reader).__name__ in ("MaxPool", "MaxPooling1D", "MaxPooling2D")
-        and reader.padding == "valid"
-        and 2 * widest <= np.min(reader.pool_size)
-        and not any(w.layer.pad_width[_channel_axis(reader)])
-        for reader in readers
+        kind_of(x) in ("MaxPooling1D", "MaxPooling2D", "op MaxPool")
+        and x.padding == "valid"
+        and 2 * widest <= np.min(x.pool_size)
+        and not any(
+            w.layer.pad_width[1 if x.data_format == "channels_first" else -1]
+        )
+        for x in readers
     )
-
-
-def _channel_axis(pooling: Any) -> int:
-    form = pooling.data_format or keras.config.image_data_format()
-    return 1 if form == "channels_first" else -1
 
 
 # Pooling.
