@@ -51,7 +51,7 @@ def test_the_least_error_cuts_off_what_is_rare():
     values[:2] = -20.0, 20.0
     counts, _ = np.histogram(values, 2048, (-20.0, 20.0))
     name, observed = "x", estimation.Observed({}, {}, {})
-    observed = observed._replace(histograms={name: (counts, -20.0, 20.0)})
+    observed = observed._replace(histograms={name: [(counts, -20.0, 20.0)]})
     low, high = estimation.estimate(observed, "mse")[name]
     assert -12 < low < -5 < 5 < high < 12
 
@@ -69,7 +69,7 @@ def test_the_least_error_cuts_off_what_is_rare():
 )
 def test_without_values_limits_stay(counts, low, high):
     histogram = (np.full(2048, counts), low, high)
-    observed = estimation.Observed({}, {"x": histogram}, {})
+    observed = estimation.Observed({}, {"x": [histogram]}, {})
     for estimator in ("mse", "percentile"):
         found = estimation.estimate(observed, estimator)
         assert found == {"x": (low, high)}
@@ -79,7 +79,7 @@ def test_a_percentile_cuts_off_one_in_a_hundred_thousand():
     values = np.linspace(-1.0, 1.0, 1_000_000)
     values[:9], values[-12:] = -4.0, 4.0
     counts, _ = np.histogram(values, 2048, (-4.0, 4.0))
-    observed = estimation.Observed({}, {"x": (counts, -4.0, 4.0)}, {})
+    observed = estimation.Observed({}, {"x": [(counts, -4.0, 4.0)]}, {})
     low, high = estimation.estimate(observed, "percentile")["x"]
     # Ten at either end may be cut off: these nine, and none of those twelve.
     assert low == pytest.approx(-1.0, abs=8 / 2048)

@@ -15,6 +15,7 @@ from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import Range
 from keras_muffnet.quantization.ranges import LEAST_TO_BIAS
 from keras_muffnet.quantization.ranges import LEAST_WEIGHT
+from keras_muffnet.quantization.ranges import range_read
 from keras_muffnet.quantization.steps import INPUT_RANGE
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
@@ -38,13 +39,14 @@ class Observed(NamedTuple):
         limits: for each step with a range what its output needs, each batch of
             about 100 examples alone, in the mean.
         histograms: for each of them how often its output lies in each of equal
-            parts between its lowest and its highest value, and these two.
+            parts between its lowest and its highest value, and these two; then
+            the same of each maximum or minimum among its values.
         means: for each step with a kernel the mean of its inputs over the
             examples, as one example.
     """
 
     limits: dict[str, Range]
-    histograms: dict[str, tuple[np.ndarray, float, float]]
+    histograms: dict[str, list[tuple[np.ndarray, float, float]]]
     means: dict[str, np.ndarray]
 
 
@@ -62,14 +64,15 @@ def observe(plan: Plan, arrays: Sequence[np.ndarray]) -> Observed:
         for k, step in enumerate(plan.steps, start=1)
         if step.range is not None and step.name != INPUT_RANGE
     }
+    counted = ranged | _chosen(plan)
     kernels = {
         step.name: step.inputs[0] for step in plan.steps if step.kind in KERNELS
     }
-    watched = tuple(dict.fromkeys((*ranged, *kernels.values())))
+    watched = tuple(dict.fromkeys((*counted, *kernels.values())))
     if not watched:
         return Observed({}, {}, {})
     model = keras_engine.build(plan._replace(outputs=watched))
-    found: dict[int, list[np.ndarray]] = {k: [] for k in ranged}
+    found: dict[int, list[np.ndarray]] = {k: [] for k in counted}
     sizes = {}
     sums: dict[int, Any] = dict.fromkeys(kernels.values(), 0.0)
     total = len(arrays[0])
@@ -81,7 +84,7 @@ def observe(plan: Plan, arrays: Sequence[np.ndarray]) -> Observed:
                 flat = x.reshape(len(x), -1)
                 found[k].append(np.stack([flat.min(1), flat.max(1)], axis=-1))
                 sizes[k] = flat.shape[1]
-    extremes = {k: np.concatenate(found[k]) for k in ranged}
+    extremes = {k: np.concatenate(x) for k, x in found.items()}
     limits = keras_engine.mean_limits(
         {
             name: keras_engine.Extremes(extremes[k], sizes[k])
@@ -99,13 +102,34 @@ def observe(plan: Plan, arrays: Sequence[np.ndarray]) -> Observed:
             # An odd stride, so that all channels have their turn.
             stride = max(1, x.size // (len(x) * _SAMPLED)) | 1
             if low < high < np.inf:
-                sampled = x.reshape(-1)[::stride]
+                # In float32 numpy finds no bins of a narrow range.
+                sampled = x.reshape(-1)[::stride].astype(np.float64)
                 counts[k] += np.histogram(sampled, _BINS, (low, high))[0]
+    histograms: dict[str, list[tuple[np.ndarray, float, float]]] = {}
+    for k, name in counted.items():
+        histograms.setdefault(name, []).append((counts[k], *bounded[k]))
     return Observed(
-        limits,
-        {plan.steps[k - 1].name: (counts[k], *bounded[k]) for k in bounded},
-        {name: sums[k] for name, k in kernels.items()},
+        limits, histograms, {name: sums[k] for name, k in kernels.items()}
     )
+
+
+def _chosen(plan: Plan) -> dict[int, str]:
+    """Maxima and minima by number, with a step that has the same range.
+
+    Values that are rare among all, and cut off at little cost, may be all that
+    these give.
+    """
+    chosen = {}
+    for k, step in enumerate(plan.steps, start=1):
+        if step.bits and (
+            step.kind in ("GlobalMaxPooling2D", "MaxPooling2D")
+            or step.settings.get("function") in ("max", "min")
+        ):
+            number = range_read(plan, step)
+            names = plan.ranges[number] if number is not None else ()
+            if names and INPUT_RANGE not in names:
+                chosen[k] = names[0]
+    return chosen
 
 
 def _batches(
@@ -126,15 +150,17 @@ def estimate(observed: Observed, estimator: Estimator) -> dict[str, Range]:
         observed: what the float model does.
         estimator: "min-max" covers nearly all values; "percentile" leaves out
             the 1e-5 lowest and highest; "mse" has the least mean squared error
-            of all values, of those cut off and those rounded.
+            of all values, of those cut off and those rounded. The latter two
+            take the wider limits of an output and of the maxima among it.
     """
     if estimator == "min-max":
         return observed.limits
     rule = _percentile if estimator == "percentile" else _least_error
-    return {
-        name: rule(*histogram)
-        for name, histogram in observed.histograms.items()
-    }
+    found = {}
+    for name, histograms in observed.histograms.items():
+        lows, highs = zip(*(rule(*x) for x in histograms), strict=True)
+        found[name] = min(lows), max(highs)
+    return found
 
 
 def _percentile(counts: np.ndarray, low: float, high: float) -> Range:

@@ -104,7 +104,7 @@ def _with_constants(plan: Plan, ranges: list[Range]) -> list[Range]:
         jumps = [
             (abs(s.settings["threshold"]), 0.5)
             for s in plan.steps
-            if "threshold" in s.settings and _range_read(plan, s) == number
+            if "threshold" in s.settings and range_read(plan, s) == number
         ]
         constants = [
             (abs(s.settings[key]), 0.0)
@@ -148,7 +148,7 @@ def _without_overflow(plan: Plan, ranges: list[Range]) -> list[Range]:
     for step in plan.steps:
         if step.kind not in KERNELS or len(step.weights) < 2 or not step.bits:
             continue
-        number = _range_read(plan, step)
+        number = range_read(plan, step)
         if number is None or plan.fixed[number] is not None:
             continue
         low, high = widened[number]
@@ -159,7 +159,7 @@ def _without_overflow(plan: Plan, ranges: list[Range]) -> list[Range]:
     return widened
 
 
-def _range_read(plan: Plan, step: Step) -> int | None:
+def range_read(plan: Plan, step: Step) -> int | None:
     """Number of the range of a step's input, however it was moved since."""
     number = step.inputs[0]
     while number:
