@@ -65,6 +65,61 @@ def test_the_least_error_cuts_off_what_is_rare():
 
 
 @pytest.mark.parametrize(
+    "choose",
+    [
+        layers.MaxPooling2D(2),
+        layers.GlobalMaxPooling2D(),
+        layers.AdaptiveMaxPooling2D(2),
+        lambda x: keras.ops.max(x, axis=(1, 2)),
+        lambda x: keras.ops.min(layers.Permute((2, 1, 3))(x), axis=1),
+    ],
+)
+def test_what_maxima_choose_is_counted_apart(choose, data):
+    image = keras.Input(SHAPE)
+    x = layers.Conv2D(4, 3, name="conv")(image)
+    model = keras.Model(image, [choose(x), layers.GlobalAveragePooling2D()(x)])
+    observed = estimation.observe(plan_quantization(model), [data])
+    own, *chosen = observed.histograms.pop("conv")
+    assert own[0].sum() == 40 * 4 * 4 * 4
+    values = np.asarray(model(data)[0])
+    assert sum(counts.sum() for counts, *_ in chosen) >= values.size
+    assert (min(low for _, low, _ in chosen), max(h for *_, h in chosen)) == (
+        pytest.approx((values.min(), values.max()))
+    )
+    assert all(len(others) == 1 for others in observed.histograms.values())
+
+
+def test_ranges_hold_what_is_rare_but_chosen():
+    counts = np.zeros(2048)
+    counts[:1000], counts[-1] = 1e6, 1.0
+    rare = np.zeros(2048)
+    rare[-1] = 1.0
+    own, chosen = (counts, 0.0, 10.0), (rare, 0.0, 10.0)
+    for estimator in ("mse", "percentile"):
+        for histograms, least, most in (
+            ([own], 0.0, 6.0),
+            ([own, chosen], 9.9, 10.0),
+            ([(counts[::-1], -10.0, 0.0), chosen], 9.9, 10.0),
+        ):
+            observed = estimation.Observed({}, {"x": histograms}, {})
+            low, high = estimation.estimate(observed, estimator)["x"]
+            assert least <= high <= most
+            assert (low < 0) == (histograms[0][1] < 0)
+
+
+def test_a_narrow_output_has_a_range():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="last")])
+    model.set_weights([np.zeros((4, 3)), np.full(3, 3.33)])
+    model.layers[0].kernel.assign(np.full((4, 3), 1e-5))
+    data = np.random.default_rng(0).random((10, 4), np.float32)
+    observed = estimation.observe(plan_quantization(model), [data])
+    for estimator in ("mse", "percentile"):
+        low, high = estimation.estimate(observed, estimator)["last"]
+        assert low == 0.0
+        assert high == pytest.approx(3.33, abs=1e-3)
+
+
+@pytest.mark.parametrize(
     ("counts", "low", "high"), [(0.0, 0.0, 0.0), (0.0, -1.0, 2.0)]
 )
 def test_without_values_limits_stay(counts, low, high):

@@ -10,6 +10,10 @@ either engine. The table has the signal-to-quantization-noise ratio of each
 file's outputs, in dB, on inputs that no range was found on, and the number of
 its operations in float. Half an hour on an idle CPU core. Interrupted, the same
 command resumes with the next one; `--only` takes a few of them.
+
+With few weights chance decides which of two files has the larger errors. Where
+a way seems to be more than 1 dB behind the converter, `--draws 5` gives the
+mean over five networks whose weights are drawn anew.
 """
 
 import argparse
@@ -45,19 +49,26 @@ class Figures(NamedTuple):
     float_operations: int
 
 
-def measure(network: Any, way: str) -> Figures:
+def measure(network: Any, way: str, draws: int = 1) -> Figures:
     """Writes a network as a file and compares the file with it.
 
     Args:
         network: one of `quantization_networks.NETWORKS`.
         way: one of `WAYS`.
+        draws: number of draws of the weights. Of several, the mean ratio and
+            the most operations in float count.
     """
     from tools.benchmarks import quantization_networks
 
-    model = quantization_networks.build(network)
     data = quantization_networks.images(network, CALIBRATION)
     held_out = quantization_networks.images(network, HELD_OUT, seed=7)
-    return compare(model, make_file(model, data, way), held_out)
+    figures = []
+    for seed in range(draws):
+        model = quantization_networks.build(network, seed)
+        content = make_file(model, data, way)
+        figures.append(compare(model, content, held_out))
+    ratios, counts = zip(*figures, strict=True)
+    return Figures(float(np.mean(ratios)), max(counts))
 
 
 def compare(model: Any, content: bytes, inputs: list[np.ndarray]) -> Figures:
@@ -181,6 +192,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK")
+    parser.add_argument("--draws", type=int, default=1, help="of the weights")
     arguments = parser.parse_args()
 
     import tensorflow as tf
@@ -191,16 +203,17 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     names = arguments.only or NETWORKS
-    header = ["network", "kind"]
+    header = ["network", "kind", "draws"]
     for way in WAYS:
         header += [f"{way}_sqnr", f"{way}_float_operations"]
     rows = common.read_rows(arguments.output, "network")
     for name in names:
         if name in rows:
             continue
-        row = {"network": name, "kind": NETWORKS[name].kind}
+        draws = str(arguments.draws)
+        row = {"network": name, "kind": NETWORKS[name].kind, "draws": draws}
         for way in WAYS:
-            row.update(_measured(name, NETWORKS[name], way))
+            row.update(_measured(name, NETWORKS[name], way, arguments.draws))
         rows[name] = row
         print(*row.values(), sep="\t", flush=True)
         write_csv(arguments.output, rows.values(), header)
@@ -208,9 +221,9 @@ def main() -> None:
         gc.collect()
 
 
-def _measured(name: str, network: Any, way: str) -> dict[str, str]:
+def _measured(name: str, network: Any, way: str, draws: int) -> dict[str, str]:
     try:
-        figures = measure(network, way)
+        figures = measure(network, way, draws)
     except Exception as error:  # a network that a way does not take
         print(f"{name}: {way}: {common.shortened(error)}")
         return {f"{way}_sqnr": "fails"}

@@ -36,9 +36,9 @@ class Network(NamedTuple):
 
 
 @functools.cache
-def build(network: Network) -> keras.Model:
+def build(network: Network, seed: int = 0) -> keras.Model:
     """A model of random weights, with none at a value that hides mistakes."""
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     inputs = [keras.Input(shape) for shape in network.shapes]
     tensors = inputs
     if network.stem:
