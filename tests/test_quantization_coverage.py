@@ -203,22 +203,11 @@ FAST = (
     "images and vectors",
     "YOLO head",
 )
-# Where one of the ways is more than 1 dB behind the converter, by at most 3.7.
-# What a maximum or minimum chooses lies near the limits of the range, which
-# post-training cuts off a little. The others have so few weights that chance
-# decides which file has the larger errors: over three draws of perceptron's
-# weights the converter has 36 to 42 dB, and both have 37.7 in the mean.
-BEHIND = {
-    "AdaptiveMaxPooling2D",
-    "Dense on maps",
-    "Dense with gelu",
-    "GlobalMaxPooling1D",
-    "attention of sequences",
-    "channels first",
-    "log",
-    "min",
-    "perceptron",
-}
+# Where the files of trained networks are behind the converter's, by 1.6 dB: it
+# moves the shift of a normalization through the dense layer behind it, which
+# narrows the range between them. Done for all such pairs, that gained 0.2 dB
+# for MuffNet and lost 0.4 dB for EfficientNet-Lite0.
+BEHIND = {"Dense on maps"}
 
 
 def read_table():
