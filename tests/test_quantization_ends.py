@@ -141,7 +141,8 @@ def test_several_outputs_are_reported(model, quantized, tmp_path):
     assert len(found.outputs) == 2
     assert all(answer.sqnr > 30 for answer in found.outputs)
     assert not found.unmatched
-    assert "output 1: " in str(found)
+    assert [answer.name for answer in found.outputs] == ["box", "kind"]
+    assert "output 'kind': " in str(found)
 
 
 def spread(x):

@@ -246,7 +246,7 @@ def test_a_layer_of_another_size_is_not_taken_for_one(path, data):
 def test_printed_it_is_a_table_with_the_worst_first(report):
     lines = str(report).splitlines()
     assert "in float: none" in lines
-    assert f"output: {report.sqnr:.1f} dB" in str(report)
+    assert f"output 'predictions': {report.sqnr:.1f} dB" in str(report)
     names = [line[1:].split()[0] for line in lines if line[:1] in ("*", " ")]
     worst = [layer.name for layer in report.worst()]
     assert names == ["layer", *worst, "layer", *EXPECTED]

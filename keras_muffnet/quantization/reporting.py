@@ -17,6 +17,7 @@ from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert.model import Node
 from keras_muffnet.plots import plot_layer_noise
 from keras_muffnet.quantization.calibration import read_data
+from keras_muffnet.quantization.ends import Ends
 from keras_muffnet.quantization.keras_engine import build
 from keras_muffnet.quantization.keras_engine import call_foreign
 from keras_muffnet.quantization.matching import CASTS
@@ -63,8 +64,12 @@ class Layer(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """How one of the outputs differs; see `Report`."""
+    """How one of the outputs differs; see `Report`.
 
+    Its name is the key of the model's dict of outputs, else the layer's.
+    """
+
+    name: str
     sqnr: float
     agreement: float
     mean_difference: float
@@ -84,8 +89,8 @@ class Report(NamedTuple):
         agreement: share of images, 0 to 1, with the same class on top; NaN if
             the output is a single number.
         mean_difference: mean absolute difference between the outputs.
-        outputs: the last three for each output. Above they are those of the
-            first.
+        outputs: the last three for each output, and its name. Above they are
+            those of the first.
         images: number of images for the last two figures.
         compared: number of images for all others.
         layers: all quantized outputs, in the order in which they are made.
@@ -130,11 +135,11 @@ class Report(NamedTuple):
                 "requantizations: " + _listed(self.requantizations),
                 "layers not found: " + _listed(self.unmatched),
                 *(
-                    f"output{f' {k}' if k else ''}: {answer.sqnr:.1f} dB; on "
+                    f"output {answer.name!r}: {answer.sqnr:.1f} dB; on "
                     f"{self.images} images mean difference "
                     f"{answer.mean_difference:.3g}, same class on top in "
                     f"{answer.agreement:.1%}"
-                    for k, answer in enumerate(self.outputs)
+                    for answer in self.outputs
                 ),
                 "",
                 f"Layers, on {self.compared} images. dB: signal to "
@@ -214,12 +219,17 @@ def report(
         given = list(given.values())
     given = given if isinstance(given, list) else [given]
     answers = []
-    for k, x, y, softmax in zip(
-        plan.outputs, wanted, given, has_softmax, strict=True
+    for name, k, x, y, softmax in zip(
+        _output_names(plan.ends),
+        plan.outputs,
+        wanted,
+        given,
+        has_softmax,
+        strict=True,
     ):
         if softmax:
             x = keras.ops.convert_to_numpy(keras.ops.softmax(x))
-        answers.append(_compare_answers(layers[k], x, y.reshape(x.shape)))
+        answers.append(_compare_answers(name, layers[k], x, y.reshape(x.shape)))
     nodes = file.nodes()
     in_float, requantizations = _departures(file, nodes)
     result = Report(
@@ -245,11 +255,20 @@ def report(
     return result
 
 
+def _output_names(ends: Ends) -> list[str]:
+    names = [*ends.output_names]
+    for path, k in keras.tree.flatten_with_path(ends.output_structure):
+        if any(isinstance(part, str) for part in path):
+            names[k] = "/".join(map(str, path))
+    return names
+
+
 def _compare_answers(
-    layer: Layer, wanted: np.ndarray, given: np.ndarray
+    name: str, layer: Layer, wanted: np.ndarray, given: np.ndarray
 ) -> Answer:
     same = wanted.argmax(axis=-1) == given.argmax(axis=-1)
     return Answer(
+        name,
         layer.sqnr,
         float(same.mean()) if wanted.shape[-1] > 1 else math.nan,
         float(np.abs(wanted - given).mean()),
