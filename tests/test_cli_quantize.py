@@ -150,9 +150,9 @@ def test_a_folder_of_images(photos, muffnet, tmp_path):
     assert metrics["float32_agreement"] == 1
     for name, dtype in (("float32", "float32"), ("int8", "uint8")):
         path = tmp_path / "out" / f"{name}.tflite"
-        told = read_metadata(path.read_bytes())
-        assert told.labels == ("amber", "blue", "cyan")
-        assert (told.mean, told.std) == ((0.0,) * 3, (255.0,) * 3)
+        metadata = read_metadata(path.read_bytes())
+        assert metadata.labels == ("amber", "blue", "cyan")
+        assert (metadata.mean, metadata.std) == ((0.0,) * 3, (255.0,) * 3)
         assert LiteRTModel(path).input_dtype == dtype
 
 

@@ -105,10 +105,10 @@ def test_dataset_errors(images, labels):
 
 def test_digits_as_an_image_set():
     _, (images, labels) = load_digits(size=8)
-    grey = load_images("digits", "test", (8, 8), channels=1)
-    np.testing.assert_array_equal(grey.images, images[..., :1])
-    np.testing.assert_array_equal(grey.labels, labels)
-    assert grey.class_names == tuple("0123456789")
+    gray = load_images("digits", "test", (8, 8), channels=1)
+    np.testing.assert_array_equal(gray.images, images[..., :1])
+    np.testing.assert_array_equal(gray.labels, labels)
+    assert gray.class_names == tuple("0123456789")
     some = load_images("digits", "train", (8, 8), limit=20)
     assert some.images.shape == (20, 8, 8, 3) and some.labels.shape == (20,)
     with pytest.raises(ValueError, match=r"must be square.*\(8, 16\)"):
@@ -174,7 +174,7 @@ BMP = (  # one pixel, blue first: 1, 2, 3
 def test_formats_and_channels(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (1, 1, 4), "uint8")
     write(tmp_path / "train/a/1_rgba.png", pixels)
-    write(tmp_path / "train/a/2_grey.jpeg", pixels[..., :1])
+    write(tmp_path / "train/a/2_gray.jpeg", pixels[..., :1])
     (tmp_path / "train/a/3.gif").write_bytes(GIF)
     (tmp_path / "train/a/4.bmp").write_bytes(BMP)
     images = load_images(tmp_path, "train", (1, 1)).images[:, 0, 0]
@@ -182,9 +182,9 @@ def test_formats_and_channels(tmp_path):
     assert np.ptp(images[1]) == 0
     assert abs(int(images[1, 0]) - int(pixels[0, 0, 0])) <= 1
     assert images[2:].tolist() == [[255, 0, 0], [1, 2, 3]]
-    grey = load_images(tmp_path, "train", (1, 1), channels=1).images
-    assert grey.shape == (4, 1, 1, 1)
-    assert grey[1, 0, 0, 0] == images[1, 0] and grey[2, 0, 0, 0] == 76
+    gray = load_images(tmp_path, "train", (1, 1), channels=1).images
+    assert gray.shape == (4, 1, 1, 1)
+    assert gray[1, 0, 0, 0] == images[1, 0] and gray[2, 0, 0, 0] == 76
 
 
 def test_only_images_of_another_size_are_resized(tmp_path):
@@ -356,9 +356,9 @@ def test_tensorflow_datasets(tfds):
     assert sorted(values) == list(range(20))
     np.testing.assert_array_equal(every.labels, 1 - values % 2)
 
-    grey = {"size": (5, 5), "channels": 1, "limit": 7}
+    gray = {"size": (5, 5), "channels": 1, "limit": 7}
     some, same, other = (
-        load_images("tfds:tiny_squares", "train", **grey, seed=seed)
+        load_images("tfds:tiny_squares", "train", **gray, seed=seed)
         for seed in (1, 1, 2)
     )
     assert some.images.shape == (7, 5, 5, 1)

@@ -102,13 +102,13 @@ def test_color_changes_what_it_says():
     factors = draws["color"]
     assert factors.min() > 0.8 and factors.max() < 1.2
     np.testing.assert_allclose(factors.mean(axis=0), 1, atol=0.03)
-    grey = [0.299, 0.587, 0.114]
+    luma = [0.299, 0.587, 0.114]
     # Contrast and saturation keep the mean luma, brightness multiplies it.
-    ratio = (x @ grey).mean(axis=(1, 2)) / (images @ grey).mean(axis=(1, 2))
+    ratio = (x @ luma).mean(axis=(1, 2)) / (images @ luma).mean(axis=(1, 2))
     np.testing.assert_allclose(ratio, factors[:, 0], rtol=1e-4)
-    spread = (x @ grey).std(axis=(1, 2)) / (images @ grey).std(axis=(1, 2))
+    spread = (x @ luma).std(axis=(1, 2)) / (images @ luma).std(axis=(1, 2))
     np.testing.assert_allclose(spread, factors[:, 0] * factors[:, 1], rtol=1e-4)
-    chroma = [(a[..., 0] - a @ grey).std(axis=(1, 2)) for a in (x, images)]
+    chroma = [(a[..., 0] - a @ luma).std(axis=(1, 2)) for a in (x, images)]
     np.testing.assert_allclose(
         chroma[0] / chroma[1], factors.prod(axis=1), rtol=1e-4
     )

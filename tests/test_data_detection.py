@@ -212,8 +212,8 @@ def test_broken_voc_annotations_are_named(voc, kind):
     assert ("a.xml, object 1'" in str(error.value)) == of_object
     feed = feed_of(source, on_bad_annotation="skip")
     assert len(feed.skipped) == 1 and feed.train_size == 3 + of_object
-    told = (0, 1) if of_object else (1, 0)
-    report = "{} bad images and {} bad objects skipped (".format(*told)
+    skipped = (0, 1) if of_object else (1, 0)
+    report = "{} bad images and {} bad objects skipped (".format(*skipped)
     assert report in feed.report() and feed.skipped[0].name in feed.report()
     assert len(joined(feed.epoch(0))[0]) == 2 + 2 * of_object
 
@@ -713,8 +713,8 @@ def test_crops_meet_their_bounds():
         assert 0 <= left < right <= 100 and 0 <= top < bottom <= 80
         whole += crop == (0, 0, 100, 80)
         least = min(overlap(box, crop) for box in boxes)
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        inside = (centres >= crop[:2]) & (centres < crop[2:])
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        inside = (centers >= crop[:2]) & (centers < crop[2:])
         assert inside.all(axis=1).any()
         if crop != (0, 0, 100, 80):
             scale = np.sqrt((right - left) * (bottom - top) / 8000)
@@ -785,7 +785,7 @@ def test_boxes_follow_what_they_are_around():
     assert 20 < shrunk < 100 and 70 < flipped < 130
 
 
-def test_boxes_without_their_centre_are_dropped():
+def test_boxes_without_their_center_are_dropped():
     augmentation = SSDAugmentation(**SAME_COLOURS, flip=False, expansion=1)
     image = np.zeros((80, 100, 3), np.uint8)
     boxes = random_boxes(np.random.default_rng(3), 30, 100, 80)
@@ -813,8 +813,8 @@ def colors_by_hand(pixel, u):
 
     def saturation(x):
         factor = 0.5 + u[5]
-        grey = 0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2]
-        return grey + (x - grey) * factor if u[4] < 0.5 else x
+        gray = 0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2]
+        return gray + (x - gray) * factor if u[4] < 0.5 else x
 
     def hue(x):
         if u[6] >= 0.5:

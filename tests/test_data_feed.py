@@ -175,11 +175,11 @@ def test_feeds_augment_alike(folder):
         np.testing.assert_allclose(one[1], other[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["crop", "centre", "whole"])
+@pytest.mark.parametrize("recipe", ["crop", "center", "whole"])
 def test_resized_images_differ_by_a_level_at_most(photos, recipe):
     recipe = {
         "crop": Augmentation(area=(0.08, 1.0)),
-        "centre": Augmentation(test_crop=0.875),
+        "center": Augmentation(test_crop=0.875),
         "whole": PLAIN,
     }[recipe]
     first, second = (
@@ -218,7 +218,7 @@ def test_crops_by_area_show_what_they_should(tmp_path, backend):
     assert np.std(x[:, 0, 0, 0]) > 20  # they lie all over the image
 
 
-def test_the_centre_is_that_of_section_5_1(tmp_path):
+def test_the_center_is_that_of_section_5_1(tmp_path):
     rows, columns = np.mgrid[0:256, 0:384]
     image = np.stack([rows, columns // 2, 0 * rows], axis=-1).astype("uint8")
     for split in ("train", "test"):

@@ -55,11 +55,11 @@ def opened(path, **arguments):
 
 
 def counts(path, **arguments):
-    source, held, told = opened(path, **arguments)
+    source, held, message = opened(path, **arguments)
     return (
         source.class_names,
         {split: len(found) for split, found in held.items()},
-        told,
+        message,
     )
 
 
@@ -259,12 +259,12 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(tmp_path, name):
-    files, classes, images, told = LAYOUTS[name]
+    files, classes, images, message = LAYOUTS[name]
     write(tmp_path / "set", files)
     found = counts(tmp_path / "set")
     assert found[:2] == (classes, images)
-    if told is not None:
-        assert any(re.search(told, t) for t in found[2])
+    if message is not None:
+        assert any(re.search(message, t) for t in found[2])
     elif not any(n.endswith(".csv") for n in files):
         assert not found[2]
 
@@ -361,8 +361,8 @@ def test_a_folder_linked_into_itself_is_read_once(tmp_path):
     write(tmp_path, under("train", TWO))
     (tmp_path / "train/cat/again").symlink_to(tmp_path / "train")
     (tmp_path / "more").symlink_to(tmp_path)
-    _, images, told = counts(tmp_path)
-    assert images == {"train": 3} and "left out 2 files" in told[0]
+    _, images, message = counts(tmp_path)
+    assert images == {"train": 3} and "left out 2 files" in message[0]
     # A folder linked to from elsewhere is one as any other.
     write(tmp_path / "pool", ["1.png"])
     (tmp_path / "train/cow").symlink_to(tmp_path / "pool")
@@ -502,7 +502,7 @@ def test_what_looks_wrong_is_warned_of(tmp_path):
     files |= {f"test/a/{i}.png": noise(4) for i in range(4)}
     files["train/a/large.png"] = noise(41)
 
-    def told(path, split="test"):
+    def duplicates(path, split="test"):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             make_feed(
@@ -533,10 +533,10 @@ def test_what_looks_wrong_is_warned_of(tmp_path):
                 with zipfile.ZipFile(tmp_path / name, "w") as archive:
                     for file, content in files.items():
                         archive.writestr(file, content)
-            same = told(tmp_path / name)
+            same = duplicates(tmp_path / name)
             assert len(same) == again
             for text in same:
                 assert "in 'train' and 'test': 1: " in text
                 assert "test/a/again.png" in text
             # Twice the same split is not the same images in two.
-            assert not told(tmp_path / name, "train")
+            assert not duplicates(tmp_path / name, "train")

@@ -23,7 +23,7 @@ SIZE = (24, 16)
 ROWS, COLUMNS = np.mgrid[0:24, 0:16]
 RGB = np.stack([10 * ROWS, 15 * COLUMNS, 5 * (ROWS + COLUMNS)], -1)
 RGB = RGB.astype(np.uint8)
-GREY = RGB[..., 0]
+GRAY = RGB[..., 0]
 ALPHA = (17 * ROWS % 256).astype(np.uint8)
 INK = np.stack([RGB[..., 0], RGB[..., 1], RGB[..., 2], ALPHA], -1)
 DEEP = ROWS * 2570 + COLUMNS * 3
@@ -56,8 +56,8 @@ def exif(turned, order=">"):
     return block.tobytes()
 
 
-def repeated(grey):
-    return np.repeat(grey[..., None], 3, -1)
+def repeated(gray):
+    return np.repeat(gray[..., None], 3, -1)
 
 
 def by_pillow(encoded):
@@ -85,26 +85,26 @@ def files():
     """By name: the file, its pixels, and whether a graph can decode it."""
     image, colors, _ = palette()
     rgba = np.dstack([RGB, ALPHA])
-    grey_alpha = np.dstack([GREY, ALPHA])
+    gray_alpha = np.dstack([GRAY, ALPHA])
     deep = saved(DEEP.astype(np.uint16), "PNG")
     deep_rgb = np.stack([DEEP] * 3, -1).astype(np.uint16)
     deep_rgb[..., 1] //= 3
     upper = (deep_rgb >> 8).astype(np.uint8)
     deep_rgba = np.dstack([deep_rgb, deep_rgb[..., :1]])
     png = {
-        "grey.png": (saved(GREY, "PNG"), repeated(GREY)),
+        "gray.png": (saved(GRAY, "PNG"), repeated(GRAY)),
         "bits.png": (
-            saved(Image.fromarray(GREY > 99), "PNG"),
-            repeated((GREY > 99) * np.uint8(255)),
+            saved(Image.fromarray(GRAY > 99), "PNG"),
+            repeated((GRAY > 99) * np.uint8(255)),
         ),
         "rgb.png": (saved(RGB, "PNG"), RGB),
         "rgba.png": (saved(rgba, "PNG"), RGB),
         "opaque.png": (saved(np.dstack([RGB, ALPHA | 255]), "PNG"), RGB),
-        "grey_alpha.png": (saved(grey_alpha, "PNG", "LA"), repeated(GREY)),
+        "gray_alpha.png": (saved(gray_alpha, "PNG", "LA"), repeated(GRAY)),
         "palette.png": (saved(image, "PNG"), colors),
         "palette_clear.png": (saved(image, "PNG", transparency=9), colors),
         "rgb_clear.png": (saved(RGB, "PNG", transparency=(50, 45, 40)), RGB),
-        "deep_grey.png": (deep, repeated((DEEP >> 8).astype(np.uint8))),
+        "deep_gray.png": (deep, repeated((DEEP >> 8).astype(np.uint8))),
         "deep_rgb.png": (tf.io.encode_png(deep_rgb).numpy(), upper),
         "deep_rgba.png": (tf.io.encode_png(deep_rgba).numpy(), upper),
         "turned.png": (
@@ -113,7 +113,7 @@ def files():
         ),
     }
     jpegs = {
-        "grey.jpg": saved(GREY, "JPEG"),
+        "gray.jpg": saved(GRAY, "JPEG"),
         "rgb.jpg": saved(RGB, "JPEG"),
         "progressive.jpe": saved(RGB, "JPEG", progressive=True, subsampling=1),
         "full.jfif": saved(RGB, "JPEG", subsampling=0, quality=97),
@@ -164,7 +164,7 @@ def files():
     known["rgba.bmp"] = saved(rgba, "BMP"), RGB
     only_pillow = {
         "palette.bmp": (saved(image, "BMP"), colors),
-        "grey.bmp": (saved(GREY, "BMP"), repeated(GREY)),
+        "gray.bmp": (saved(GRAY, "BMP"), repeated(GRAY)),
         "moving.webp": (
             saved(
                 RGB,
@@ -177,7 +177,7 @@ def files():
         ),
         "rgb.tif": (saved(RGB, "TIFF"), RGB),
         "rgba.tiff": (saved(rgba, "TIFF", compression="tiff_lzw"), RGB),
-        "grey.tif": (saved(GREY, "TIFF"), repeated(GREY)),
+        "gray.tif": (saved(GRAY, "TIFF"), repeated(GRAY)),
         "deep.tif": (
             saved(DEEP.astype(np.uint16), "TIFF"),
             repeated((DEEP >> 8).astype(np.uint8)),
@@ -269,20 +269,20 @@ def test_a_folder_of_all_formats_is_loaded(tmp_path):
         (folder / name).write_bytes(encoded)
     with pytest.warns(UserWarning, match="one class only"):
         loaded = load_images(tmp_path, "train", SIZE)
-        grey = load_images(tmp_path, "train", SIZE, channels=1)
+        gray = load_images(tmp_path, "train", SIZE, channels=1)
     for i, name in enumerate(sorted(files())):
         expected = files()[name][1]
         np.testing.assert_array_equal(loaded.images[i], expected)
-        as_grey = np.asarray(Image.fromarray(expected).convert("L"))
-        np.testing.assert_array_equal(grey.images[i, ..., 0], as_grey)
+        as_gray = np.asarray(Image.fromarray(expected).convert("L"))
+        np.testing.assert_array_equal(gray.images[i, ..., 0], as_gray)
         served = decode_as_served(files()[name][0], SIZE, 1)
-        np.testing.assert_array_equal(served[..., 0], as_grey)
+        np.testing.assert_array_equal(served[..., 0], as_gray)
     names = ["rgb.png", "turned_6.jpg", "clear.gif"]
     encoded = tf.constant([files()[name][0] for name in names])
     as_served = decode_images(encoded, *SIZE, channels=1)
     for name, pixels in zip(names, as_served.numpy(), strict=True):
         i = sorted(files()).index(name)
-        np.testing.assert_array_equal(pixels, grey.images[i])
+        np.testing.assert_array_equal(pixels, gray.images[i])
 
 
 def test_resized_pixels_differ_by_a_level_at_most():
@@ -333,13 +333,13 @@ def test_optional_formats(kind):
         (saved(Image.new("I", (4, 4)), "TIFF"), "pixels are of the kind 'I'"),
     ],
 )
-def test_bad_images_are_told_alike(encoded, reason):
+def test_bad_images_have_one_message(encoded, reason):
     examples = ArchiveExamples(["a.png"], [0], ["a"], {"a.png": encoded})
-    told = set()
+    named = set()
     for reader in (PillowReader(), TensorFlowReader()):
         _, bad = reader.scan(examples, Geometry(SIZE))
-        told.add(bad[0])
-    assert len(told) == 1
+        named.add(bad[0])
+    assert len(named) == 1
     with pytest.raises(ValueError, match=reason):
         rgb_with_pillow(encoded)
     with pytest.raises(ValueError, match=r"at most 100 pixels .*16x24"):

@@ -206,9 +206,9 @@ def test_anchors_of_ssd512():
             for (n, _), a in zip(maps, (4, 6, 6, 6, 4, 4), strict=True)
         ]
     )[:-1]
-    centres = (anchors[first, :2] + anchors[first, 2:]) / 2
+    centers = (anchors[first, :2] + anchors[first, 2:]) / 2
     steps = np.array([16, 32, 64, 128, 256, 512])
-    np.testing.assert_allclose(centres, np.stack([steps / 2] * 2, 1), atol=1e-4)
+    np.testing.assert_allclose(centers, np.stack([steps / 2] * 2, 1), atol=1e-4)
     # GluonCV's sizes are rounded to 0.1 pixels, but for the last: 492.
     sizes = np.array([51.2, 102.4, 189.4, 276.4, 363.52, 450.6, 492])
     np.testing.assert_allclose(np.array(SCALES) * 512, sizes, atol=0.55)

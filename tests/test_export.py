@@ -201,7 +201,7 @@ def palette(turned=0):
 
 WHOLE = {
     "png": encode(picture(), "PNG"),
-    "png grey": encode(picture("L"), "PNG"),
+    "png gray": encode(picture("L"), "PNG"),
     "png palette": encode(palette(), "PNG"),
     "png transparent": encode(picture("RGBA"), "PNG"),
     "gif": encode(palette(), "GIF"),
@@ -216,7 +216,7 @@ WHOLE = {
     "webp profile": encode(picture(), "WEBP", icc_profile=bytes(200)),
     "jpeg": encode(picture(), "JPEG"),
     "jpeg progressive": encode(picture(), "JPEG", progressive=True),
-    "jpeg grey": encode(picture("L"), "JPEG"),
+    "jpeg gray": encode(picture("L"), "JPEG"),
 }
 # TensorFlow before 2.20 reads no WebP in a graph.
 READABLE = [
@@ -233,9 +233,9 @@ def test_formats(kind):
     # Decoders of JPEG may round otherwise.
     most = 6 if kind.startswith("jpeg") else 0
     assert np.abs(got - np.asarray(image, np.float32)).max() <= most
-    [grey] = decode_images([WHOLE[kind]], 60, 80, channels=1).numpy()
+    [gray] = decode_images([WHOLE[kind]], 60, 80, channels=1).numpy()
     weights = [0.299, 0.587, 0.114]
-    assert np.abs(grey[..., 0] - got @ weights).max() <= 1
+    assert np.abs(gray[..., 0] - got @ weights).max() <= 1
 
 
 def test_every_format_is_served(photo_export, photo_model):
@@ -251,7 +251,7 @@ def test_every_format_is_served(photo_export, photo_model):
     )
 
 
-def test_grey_models_take_bytes(tmp_path):
+def test_grayscale_models_take_bytes(tmp_path):
     x = keras.Input((60, 80, 1))
     model = keras.Model(x, keras.layers.Flatten()(x))
     path = export_saved_model(model, tmp_path / "m")

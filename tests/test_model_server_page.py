@@ -215,7 +215,7 @@ MODELS = {
     "pixels": {
         1: {
             "serving_default": (flatten, images(2, 3, 3)),
-            "grey": (flatten, images(2, 3, 1)),
+            "gray": (flatten, images(2, 3, 1)),
             "any_size": (size, images(None, None, 3)),
             "nan": (not_finite, FILE),
             "same": (identity, {"x": ((None, None, None, 3), tf.float32)}),
@@ -502,7 +502,7 @@ def test_models_versions_and_signatures(browser):
     signatures = [
         option.text for option in Select(browser.find("#signature")).options
     ]
-    assert signatures == ["nan", "serving_default", "any_size", "grey", "same"]
+    assert signatures == ["nan", "serving_default", "any_size", "gray", "same"]
 
 
 def test_chosen_file_gives_sorted_bars(browser, reddish):
@@ -699,15 +699,15 @@ def test_pixels_are_sent_to_a_model_of_tensors(browser, tmp_path, driver):
     assert run_shell(line, driver.downloads) == browser.answer()
 
 
-def test_grey_pixels(browser, tmp_path):
+def test_gray_pixels(browser, tmp_path):
     path = tmp_path / "pixels.png"
     pixels = pixels_png(path)
     browser.pick("model", "pixels")
-    browser.pick("signature", "grey")
+    browser.pick("signature", "gray")
     assert "3 \u00d7 2, gray" in browser.text("#sent")
     browser.choose(path)
-    grey = (pixels @ [0.299, 0.587, 0.114]).round()
-    expected = ((grey - 128) / 128).tolist()
+    gray = (pixels @ [0.299, 0.587, 0.114]).round()
+    expected = ((gray - 128) / 128).tolist()
     assert browser.answer() == {"predictions": [expected]}
 
 
@@ -795,7 +795,7 @@ def test_error_of_the_server_is_shown(browser, tmp_path, reddish):
     browser.choose(path)
     assert browser.bars() == []
     browser.pick("model", "pixels")
-    browser.pick("signature", "grey")
+    browser.pick("signature", "gray")
     assert browser.text("#error") == "The browser cannot decode notes.txt."
 
 

@@ -278,21 +278,21 @@ def test_a_file_tells_of_its_classes_and_scaling(tmp_path):
     model, quantized = small_quantized()
     path = tmp_path / "model.tflite"
     labels = ["a", "b", "c"]
-    told = metadata_of(quantization.convert(quantized, path, labels=labels))
-    assert told.name == quantized.name
-    assert told.labels == ("a", "b", "c")
-    assert (told.mean, told.std) == ((0.0,) * 3, (255.0,) * 3)
-    assert told.color_space == "RGB"
+    metadata = metadata_of(quantization.convert(quantized, path, labels=labels))
+    assert metadata.name == quantized.name
+    assert metadata.labels == ("a", "b", "c")
+    assert (metadata.mean, metadata.std) == ((0.0,) * 3, (255.0,) * 3)
+    assert metadata.color_space == "RGB"
     # The labels behind the model do not keep it from running.
     assert LiteRTModel(path).input_dtype == np.int8
     # What is given stands; labels are not needed.
-    told = metadata_of(
+    metadata = metadata_of(
         quantization.convert(quantized, path, normalization=(10, 20))
     )
-    assert told.labels is None
-    assert (told.mean, told.std) == ((10.0,) * 3, (20.0,) * 3)
+    assert metadata.labels is None
+    assert (metadata.mean, metadata.std) == ((10.0,) * 3, (20.0,) * 3)
     # A float model's scaling is not known.
-    told = metadata_of(
+    metadata = metadata_of(
         quantization.convert(
             model,
             path,
@@ -301,15 +301,17 @@ def test_a_file_tells_of_its_classes_and_scaling(tmp_path):
             normalization=(128, 128),
         )
     )
-    assert told.labels == ("a", "b", "c")
-    assert (told.mean, told.std) == ((128.0,) * 3, (128.0,) * 3)
+    assert metadata.labels == ("a", "b", "c")
+    assert (metadata.mean, metadata.std) == ((128.0,) * 3, (128.0,) * 3)
 
 
-def test_a_file_of_grey_images_tells_so(tmp_path):
+def test_a_file_of_grayscale_images_says_so(tmp_path):
     _, quantized = small_quantized(255.0, (8, 8, 1), rescaled=True)
-    told = metadata_of(quantization.convert(quantized, tmp_path / "m.tflite"))
-    assert told.color_space == "GRAYSCALE"
-    assert (told.mean, told.std) == ((0.0,), (1.0,))
+    metadata = metadata_of(
+        quantization.convert(quantized, tmp_path / "m.tflite")
+    )
+    assert metadata.color_space == "GRAYSCALE"
+    assert (metadata.mean, metadata.std) == ((0.0,), (1.0,))
 
 
 def test_a_scaling_that_is_not_known_must_be_given(standardized, tmp_path):
@@ -328,9 +330,9 @@ def test_a_scaling_that_is_not_known_must_be_given(standardized, tmp_path):
     quantization.quantize_post_training(
         model, x, path, labels=labels, normalization=(120, 60)
     )
-    told = metadata_of(path)
-    assert told.labels == ("a", "b", "c")
-    assert (told.mean, told.std) == ((120.0,) * 3, (60.0,) * 3)
+    metadata = metadata_of(path)
+    assert metadata.labels == ("a", "b", "c")
+    assert (metadata.mean, metadata.std) == ((120.0,) * 3, (60.0,) * 3)
 
 
 @pytest.mark.parametrize(

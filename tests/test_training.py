@@ -465,19 +465,19 @@ class Signal(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize(
-    ("number", "step", "told"),
+    ("number", "step", "message"),
     [
         (signal.SIGTERM, 8, "after epoch 1, step 2 of the next"),
         (signal.SIGINT, 6, "after epoch 1"),
     ],
 )
 def test_a_signal_ends_the_run_with_a_checkpoint(
-    number, step, told, whole, tmp_path, monkeypatch
+    number, step, message, whole, tmp_path, monkeypatch
 ):
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         with_callback(patch, Signal(number, step))
-        with pytest.raises(Interrupted, match=f"{told}$"):
+        with pytest.raises(Interrupted, match=f"{message}$"):
             run(small_recipe(), tmp_path)
     assert signal.getsignal(number) is before
     model, result = run(small_recipe(), tmp_path)

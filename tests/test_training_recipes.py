@@ -32,10 +32,10 @@ def small(**settings):
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_tells_its_command_cost_and_result(name):
     recipe = load_recipe(name)
-    told = describe_recipe(name)
-    assert f"muffnet train {name} " in told
-    assert "Cost: " in told
-    assert "Result: " in told
+    text = describe_recipe(name)
+    assert f"muffnet train {name} " in text
+    assert "Cost: " in text
+    assert "Result: " in text
     # As it is saved with a run.
     saved = json.loads(json.dumps(dataclasses.asdict(recipe)))
     assert Recipe(**saved) == recipe
