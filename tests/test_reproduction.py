@@ -181,8 +181,8 @@ def test_accuracy_run_resumes_and_reports_mean_and_spread(
     assert reproduce(*command) == 0
     assert trained == [
         ("MuffNet_0.5", 0),
-        ("MobileNet_0.25", 0),
         ("MuffNet_0.5", 1),
+        ("MobileNet_0.25", 0),
         ("MobileNet_0.25", 1),
     ]
     found = read(tmp_path / "accuracy.csv")

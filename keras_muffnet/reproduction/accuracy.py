@@ -119,8 +119,8 @@ def measure(
 ) -> list[Measurement]:
     """Trains what is missing in a CSV file, and returns all of it.
 
-    Seed by seed, all rows: interrupted, there are as many of each. What was
-    begun resumes at its last checkpoint.
+    Row by row, all seeds: interrupted, the rows that there are can be compared.
+    What was begun resumes at its last checkpoint.
 
     Args:
         rows: what to train; tables 1 to 6.
@@ -135,21 +135,21 @@ def measure(
         ValueError: if a setting is wrong; see also `training.fit`.
     """
     done = {found[:6]: found for found in read(path)}
-    for seed in range(seeds):
-        for row in rows:
-            if row.label in LEFT_OUT:
-                print(f"{row.label} is left out: it {LEFT_OUT[row.label]}.")
-                continue
-            name, recipe = recipe_for(mode, row.table, data, epochs)
-            recipe = dataclasses.replace(recipe, seed=seed)
-            table = _shared_table(row.table)
-            images = str(recipe.data)
-            key = table, row.label, images, name, recipe.epochs, seed
+    for row in rows:
+        if row.label in LEFT_OUT:
+            print(f"{row.label} is left out: it {LEFT_OUT[row.label]}.")
+            continue
+        name, recipe = recipe_for(mode, row.table, data, epochs)
+        table = _shared_table(row.table)
+        for seed in range(seeds):
+            key = table, row.label, str(recipe.data), name, recipe.epochs, seed
             if key in done:
                 continue
             print(f"\n{row.label}, recipe {name}, seed {seed}", flush=True)
             folder = runs.joinpath(*(_as_name(part) for part in key))
-            done[key] = _train(row, recipe, name, folder)
+            done[key] = _train(
+                row, dataclasses.replace(recipe, seed=seed), name, folder
+            )
             write(path, done.values())
     return list(done.values())
 
