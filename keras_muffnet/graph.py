@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import math
+import re
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ from typing import NamedTuple
 
 import keras
 from keras import KerasTensor
+
+# Letters of another error's message that are shown.
+_LONGEST_REASON = 200
 
 
 class Call(NamedTuple):
@@ -28,6 +32,8 @@ class Call(NamedTuple):
         kwargs: all it was called with by name.
         name: the operation's. That of a function in a layer that was opened is
             made from the layer's, and so the same each time.
+        closed: why Keras cannot follow a layer of the user's that was to be
+            opened; "" for all others.
     """
 
     operation: Any
@@ -36,6 +42,7 @@ class Call(NamedTuple):
     args: Sequence[Any]
     kwargs: dict[str, Any]
     name: str = ""
+    closed: str = ""
 
 
 class Graph(NamedTuple):
@@ -224,10 +231,14 @@ class _Tracer:
         ):
             _check_traceable(operation)
             return self.trace_model(operation, inputs)
+        closed = ""
         if is_layer and self.opens is not None and self.opens(operation):
             rule = self.expressions.get(type(operation))
-            inner = _open(operation, args, kwargs, rule)
-            if inner is not None:
+            try:
+                inner = _open(operation, args, kwargs, rule)
+            except _ClosedError as error:
+                closed = str(error)
+            else:
                 self.open_layers.append([operation.name, 0])
                 outputs = self.trace_model(inner, inputs)
                 self.open_layers.pop()
@@ -246,7 +257,9 @@ class _Tracer:
         outputs = keras.tree.flatten(spec)
         if type(operation).__name__ == "Reshape" and not is_layer:
             outputs = [_with_known_sizes(outputs[0], inputs[0])]
-        self.calls.append(Call(operation, inputs, outputs, args, kwargs, name))
+        self.calls.append(
+            Call(operation, inputs, outputs, args, kwargs, name, closed)
+        )
         return outputs
 
 
@@ -293,13 +306,22 @@ def _tensors_in(structure: Any) -> list[KerasTensor]:
     return [x for x in flat if isinstance(x, KerasTensor)]
 
 
+class _ClosedError(Exception):
+    """That Keras cannot follow what a layer does."""
+
+
 def _open(
     layer: Any,
     args: Sequence[Any],
     kwargs: dict[str, Any],
     rule: Callable[..., Any] | None,
-) -> keras.Model | None:
-    """A model of what a layer's `call` does, if Keras can follow it."""
+) -> keras.Model:
+    """A model of what a layer's `call` does.
+
+    Raises:
+        _ClosedError: if Keras cannot follow it; of layers that are not Keras's
+            own with the reason.
+    """
     inputs: list[KerasTensor] = []
 
     def as_input(x: Any) -> Any:
@@ -320,5 +342,17 @@ def _open(
             outputs = keras.tree.flatten(layer.call(*args, **kwargs))
         # A constant, or a tensor that Keras did not follow, has no history.
         return keras.Model(inputs, outputs)
-    except Exception:  # whatever code of others does with symbolic tensors
-        return None
+    except Exception as error:  # what code of others does with symbols
+        is_own = type(layer).__module__.startswith("keras.")
+        raise _ClosedError("" if is_own else _in_a_line(error)) from error
+
+
+def _in_a_line(error: Exception) -> str:
+    """An error's message without what Keras puts around and behind it."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    plain = plain.partition("\n\nArguments received by")[0]
+    plain = re.sub(r"^Exception encountered when calling .*\n+", "", plain)
+    words = " ".join(plain.split())
+    if len(words) > _LONGEST_REASON:
+        words = f"{words[: _LONGEST_REASON - 3]}..."
+    return f"{type(error).__name__}: {words}"

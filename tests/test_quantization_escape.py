@@ -108,7 +108,10 @@ def test_all_that_cannot_be_quantized_is_named_at_once():
     with pytest.raises(ValueError) as caught:
         plan_quantization(model)
     message = str(caught.value)
-    assert "layer 'odd' (Opaque) is of none of the known kinds; " in message
+    assert (
+        "layer 'odd' (Opaque) is of none of the known kinds, and Keras cannot "
+        "follow it (TypeError: no symbols); "
+    ) in message
     # Functions are numbered over the process.
     assert re.search(r"'sin\w*' \(Sin\) is of none of the known", message)
     assert "`float_layers`" in message

@@ -167,7 +167,10 @@ class Writer:
         operation = call.operation
         rule = self.rules.get(kind_of(operation))
         if rule is None:
-            self.refuse("is of none of the known kinds")
+            reason = "is of none of the known kinds"
+            if call.closed:
+                reason += f", and Keras cannot follow it ({call.closed})"
+            self.refuse(reason)
         moved = self.channels_first = has_channels_first(
             call, any(id(x) in self.moved for x in call.inputs)
         )

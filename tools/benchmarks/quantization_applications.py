@@ -129,6 +129,7 @@ def constructors() -> dict[str, Callable[[int], Any]]:
     except ImportError:
         print("kimm is not installed")
     else:
+        _register_kimm_branches()
         for name in _public(models):
             if name != "BaseModel":
                 found[f"kimm {name}"] = _classifier(getattr(models, name))
@@ -139,6 +140,32 @@ def constructors() -> dict[str, Callable[[int], Any]]:
     else:
         found.update(quantization_backbones.BACKBONES)
     return found
+
+
+def _register_kimm_branches() -> None:
+    """Says what a layer of GhostNetV3, MobileOne and RepVGG does.
+
+    It calls branches on other sizes than it has built them for, which Keras
+    does not follow.
+    """
+    import keras
+    from kimm.layers import ReparameterizableConv2D
+
+    from keras_muffnet.quantization import register_rule
+
+    @register_rule(ReparameterizableConv2D)
+    def branches(layer: Any, inputs: Any) -> Any:
+        padded = layer.zero_padding(inputs) if layer.zero_padding else inputs
+        ends = [layer.skip(inputs)] if layer.skip else []
+        for branch, x in (
+            *([(layer.conv_scale, inputs)] if layer.conv_scale else []),
+            *((branch, padded) for branch in layer.conv_kxk),
+        ):
+            for inner in branch.layers:
+                x = inner(x)
+            ends.append(x)
+        x = keras.layers.Add()(ends) if len(ends) > 1 else ends[0]
+        return layer.act(x) if layer.act else x
 
 
 def _public(module: Any) -> list[str]:
