@@ -32,8 +32,7 @@ class Call(NamedTuple):
         kwargs: all it was called with by name.
         name: the operation's. That of a function in a layer that was opened is
             made from the layer's, and so the same each time.
-        closed: why Keras cannot follow a layer of the user's that was to be
-            opened; "" for all others.
+        closed: why a layer that was to be opened was not; "" for all others.
     """
 
     operation: Any
@@ -66,6 +65,7 @@ def trace(
     input_shapes: Sequence[Sequence[int | None]] | None = None,
     opens: Callable[[Any], bool] | None = None,
     expressions: Mapping[type, Callable[..., Any]] | None = None,
+    knows: Callable[[Call], bool] | None = None,
 ) -> Graph:
     """Follows tensors' shapes through a model; nothing is computed.
 
@@ -79,6 +79,8 @@ def trace(
             opened too. None opens no layer.
         expressions: for classes of layers to open a function of the layer, and
             of what it is called with, to follow in place of its `call`.
+        knows: says of a call whether it is known. A layer is not opened
+            whose own weights are read by what is not. None knows all.
 
     Returns:
         A `Graph`. Its tensors are symbolic, with a shape and a dtype.
@@ -88,7 +90,7 @@ def trace(
             sequential, or if `input_shapes` does not fit its inputs.
     """
     _check_traceable(model)
-    own = [tuple(x.shape) for x in model.inputs]
+    own = [(None, *x.shape[1:]) for x in model.inputs]
     shapes = own if input_shapes is None else [tuple(s) for s in input_shapes]
     if not fits(shapes, own):
         raise ValueError(
@@ -99,7 +101,7 @@ def trace(
         KerasTensor(shape, dtype=x.dtype, name=x.name)
         for shape, x in zip(shapes, model.inputs, strict=True)
     ]
-    tracer = _Tracer(opens, expressions or {})
+    tracer = _Tracer(opens, expressions or {}, knows or (lambda _: True))
     outputs = tracer.trace_model(model, inputs)
     return Graph(inputs, _leading_to(outputs, tracer.calls), outputs)
 
@@ -144,6 +146,13 @@ def as_functional(model: keras.Model) -> keras.Model:
             f"a subclass of `keras.Model`. Received: {model!r}, whose `call` "
             f"cannot be followed: {error}"
         ) from error
+
+
+def input_structure(model: keras.Model) -> Any:
+    """A built model's inputs as it takes them: alone, in a list or a dict."""
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0]
+    return model.input
 
 
 def _leading_to(
@@ -192,9 +201,11 @@ class _Tracer:
         self,
         opens: Callable[[Any], bool] | None,
         expressions: Mapping[type, Callable[..., Any]],
+        knows: Callable[[Call], bool],
     ) -> None:
         self.opens = opens
         self.expressions = expressions
+        self.knows = knows
         self.calls: list[Call] = []
         # The layers that are open at present, the innermost last, each with
         # the number of functions met in it.
@@ -239,10 +250,15 @@ class _Tracer:
             except _ClosedError as error:
                 closed = str(error)
             else:
+                start = len(self.calls)
                 self.open_layers.append([operation.name, 0])
                 outputs = self.trace_model(inner, inputs)
                 self.open_layers.pop()
-                return outputs
+                unknown = self._unknown_of(operation, self.calls[start:])
+                if rule is not None or not unknown:
+                    return outputs
+                del self.calls[start:]
+                closed = f"nor is its {unknown}"
         name = operation.name
         if self.open_layers and not is_layer:
             innermost = self.open_layers[-1]
@@ -261,6 +277,19 @@ class _Tracer:
             Call(operation, inputs, outputs, args, kwargs, name, closed)
         )
         return outputs
+
+    def _unknown_of(self, layer: Any, calls: Sequence[Call]) -> str:
+        """What is not known in a layer that has weights of its own."""
+        inner = {
+            id(v)
+            for call in calls
+            if isinstance(call.operation, keras.layers.Layer)
+            for v in call.operation.weights
+        }
+        if all(id(v) in inner for v in layer.trainable_weights):
+            return ""
+        unknown = [call for call in calls if not self.knows(call)]
+        return type(unknown[0].operation).__name__ if unknown else ""
 
 
 def _takes_training(layer: keras.layers.Layer) -> bool:
@@ -319,8 +348,7 @@ def _open(
     """A model of what a layer's `call` does.
 
     Raises:
-        _ClosedError: if Keras cannot follow it; of layers that are not Keras's
-            own with the reason.
+        _ClosedError: if Keras cannot follow it, with the reason.
     """
     inputs: list[KerasTensor] = []
 
@@ -343,8 +371,10 @@ def _open(
         # A constant, or a tensor that Keras did not follow, has no history.
         return keras.Model(inputs, outputs)
     except Exception as error:  # what code of others does with symbols
-        is_own = type(layer).__module__.startswith("keras.")
-        raise _ClosedError("" if is_own else _in_a_line(error)) from error
+        reason = ""
+        if not type(layer).__module__.startswith("keras."):
+            reason = f"and Keras cannot follow it ({_in_a_line(error)})"
+        raise _ClosedError(reason) from error
 
 
 def _in_a_line(error: Exception) -> str:

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 # `preprocess_input` subtracts the mean and divides by the standard deviation.
 MEAN = STD = 128.0
+# What pixels of 0 to 255 are multiplied by is taken for less than this.
+_LEAST_OF_SMALL = 0.1
+# Classes that give pixels as they are, or moved; all "Random" layers do too.
+_LEAVING_SCALES = {
+    *("AugMix", "Cast", "CenterCrop", "Cropping2D", "CutMix", "GaussianNoise"),
+    *("Identity", "MixUp", "Permute", "RandAugment", "Resizing"),
+    "ZeroPadding2D",
+}
 # Its file in the folder `assets.extra` of a SavedModel.
 PREPROCESSING_FILE = "preprocessing.json"
 
@@ -257,22 +265,49 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
 def scales_pixels(model: "keras.Model") -> bool:
     """Whether a model takes pixels as they are, in [0, 255].
 
-    It is assumed to if the first thing that it does is a
-    `keras.layers.Rescaling` or a `keras.layers.Normalization`. All others are
-    assumed to take pixels scaled by `preprocess_input`, models whose graph is
-    not known too.
+    It is assumed to if the first thing that it does, but for resizing and
+    augmentation, is a `keras.layers.Rescaling` or a
+    `keras.layers.Normalization` that makes small numbers of such pixels. All
+    others are assumed to take pixels scaled by `preprocess_input`, models
+    whose graph is not known too.
 
     Args:
         model: a Keras model.
     """
     import keras
 
+    first = first_operation(model)
+    if isinstance(first, keras.layers.Rescaling):
+        scale = np.abs(np.asarray(first.scale))
+    elif isinstance(first, keras.layers.Normalization):
+        variance = keras.ops.convert_to_numpy(first.variance)
+        scale = 1 / np.sqrt(np.maximum(variance, 1e-12))
+        if first.invert:
+            return False
+    else:
+        return False
+    return bool(scale.max() < _LEAST_OF_SMALL)
+
+
+def first_operation(model: "keras.Model") -> Any:
+    """What a model does first with images, but for resizing and augmentation.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        A layer or a function; None where the graph is not known, or does
+        nothing else.
+    """
     from keras_muffnet.graph import trace
 
     try:
         # A subclassed model inside it is taken as one layer.
-        first = trace(model, opens=lambda layer: False).calls[0].operation
+        calls = trace(model, opens=lambda layer: False).calls
     except ValueError:  # A subclass, with a `call` of its own.
-        return False
-    scaling = (keras.layers.Normalization, keras.layers.Rescaling)
-    return isinstance(first, scaling)
+        return None
+    for call in calls:
+        kind = type(call.operation).__name__
+        if not (kind in _LEAVING_SCALES or kind.startswith("Random")):
+            return call.operation
+    return None

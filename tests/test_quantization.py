@@ -121,7 +121,15 @@ def test_the_input_s_range_may_be_given(tiny_model):
     assert found == (-1.0, 300.0)
 
 
-@pytest.mark.parametrize("limits", [(0, 1), (-300, 10), (5, -5)])
+@pytest.mark.parametrize(
+    "limits", [5, "auto", (None, None), (-1, 1, 2), (5, -5), (0, np.inf)]
+)
+def test_what_is_no_range_is_refused(tiny_model, limits):
+    with pytest.raises(ValueError, match="`input_range` must be two finite"):
+        quantization.quantize_aware(tiny_model, images(), input_range=limits)
+
+
+@pytest.mark.parametrize("limits", [(0, 1), (-300, 10)])
 def test_data_outside_the_range_given_are_refused(tiny_model, limits):
     with pytest.raises(ValueError, match=r"lie within `input_range`"):
         quantization.quantize_aware(

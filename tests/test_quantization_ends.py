@@ -464,3 +464,156 @@ def test_a_scaling_before_a_subclassed_model_is_seen():
     assert (
         decibels(np.asarray(model(pixels)), np.asarray(quantized(pixels))) > 30
     )
+
+
+def test_inputs_in_a_dict_go_by_its_keys(tmp_path):
+    keras.utils.set_random_seed(0)
+    image, vector = keras.Input(SHAPE, name="rgb"), keras.Input((4,), name="a")
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image))
+    outputs = layers.Dense(3)(layers.Concatenate()([x, vector]))
+    # Neither in the order of the names nor of the keys.
+    model = keras.Model({"image": image, "extra": vector}, outputs)
+    rng = np.random.default_rng(0)
+    data = {
+        "image": uniform(count=40),
+        "extra": rng.uniform(-3, 3, (40, 4)).astype(np.float32),
+    }
+    quantized = quantization.quantize_aware(model, data)
+    quantized.compile("sgd", "mse")
+    quantized.evaluate(data, model.predict(data, verbose=0), verbose=0)
+    path = quantization.convert(quantized, tmp_path / "m.tflite")
+    found = quantization.report(model, path, data)
+    assert found.sqnr > 30
+    # Of another input than its own, one has 0 or less.
+    assert min(layer.own_sqnr for layer in found.layers) > 20
+    quantized.save(tmp_path / "m.keras")
+    loaded = quantization.load(tmp_path / "m.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(data, verbose=0), quantized.predict(data, verbose=0)
+    )
+    with pytest.raises(ValueError, match="must have the keys extra, image"):
+        quantization.quantize_aware(model, {"rgb": data["image"]})
+
+
+def test_outputs_may_be_nested(tmp_path):
+    keras.utils.set_random_seed(0)
+
+    def nested(x):
+        x = layers.GlobalAveragePooling2D()(x)
+        a, b, c = (layers.Dense(n)(x) for n in (2, 3, 4))
+        return {"heads": {"a": a, "b": b}, "rest": [c]}
+
+    model = network(nested)
+    quantized = quantization.quantize_aware(model, uniform())
+    assert quantized.output["heads"]["b"].shape == (None, 3)
+    path = quantization.convert(quantized, tmp_path / "m.tflite")
+    found = quantization.report(model, path, uniform())
+    names = [answer.name for answer in found.outputs]
+    assert names == ["heads/a", "heads/b", "rest/0"]
+    assert min(answer.sqnr for answer in found.outputs) > 25
+    given = LiteRTModel(path).predict(uniform(count=2))
+    assert list(given) == ["heads_a", "heads_b", "rest_0"]
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_batch_normalization_that_is_not_trained_stays(use_bias, tmp_path):
+    keras.utils.set_random_seed(0)
+
+    def outputs(x):
+        x = layers.Conv2D(4, 3, use_bias=use_bias, name="own")(x)
+        norm = layers.BatchNormalization(name="norm", trainable=False)
+        x = layers.ReLU()(norm(x))
+        return layers.Dense(2, name="last")(layers.Flatten()(x))
+
+    model = network(outputs)
+    quantized = quantization.quantize_aware(model, uniform())
+    targets = 0.9 * model.predict(uniform(), verbose=0)
+    for _ in range(2):  # a model that was saved, too
+        quantized.compile(keras.optimizers.SGD(0.02), "mse")
+        quantized.fit(uniform(), targets, verbose=0)
+        quantized.save(tmp_path / "m.keras")
+        quantized = quantization.load(tmp_path / "m.keras")
+    finished = quantization.finish(quantized, model).model
+    for new, old in zip(
+        finished.get_layer("norm").get_weights(),
+        model.get_layer("norm").get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(new, old)
+    for new, old in zip(
+        finished.get_layer("own").get_weights(),
+        model.get_layer("own").get_weights(),
+        strict=True,
+    ):
+        assert np.abs(new - old).max() > 1e-5
+    float_outputs = finished.predict(uniform(), verbose=0)
+    rounded = quantized.predict(uniform(), verbose=0)
+    assert decibels(float_outputs, rounded) > 25
+
+
+def test_tfmot_says_that_it_trains_a_shift_that_was_not_trained():
+    norm = layers.BatchNormalization(trainable=False)
+    model = network(lambda x: norm(layers.Conv2D(2, 3, use_bias=False)(x)))
+    with pytest.warns(UserWarning, match="changes its shift with engine"):
+        quantization.quantize_aware(model, uniform(), engine="tfmot")
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        layers.Normalization(mean=[0.485, 0.456, 0.406], variance=[0.05] * 3),
+        layers.Rescaling(2.0, -1.0),
+    ],
+)
+def test_images_from_0_to_1_may_be_scaled_by_the_model(scaling):
+    image = keras.Input(SHAPE)
+    model = keras.Model(image, layers.Conv2D(2, 3)(scaling(image)))
+    data = [uniform(0.0, 1.0).astype(np.float32)]
+    assert calibration.input_limits(data, model, None) == [(0.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda x: layers.Rescaling(1 / 255)(layers.RandomFlip()(x)),
+        lambda x: layers.Rescaling(1 / 255)(layers.Resizing(4, 4)(x)),
+        lambda x: x / 255.0,
+        layers.Lambda(lambda x: x / 255.0),
+    ],
+)
+def test_pixels_may_be_scaled_by_the_model_in_other_ways(first):
+    image = keras.Input(SHAPE)
+    model = keras.Model(image, layers.Conv2D(2, 3)(first(image)))
+    data = [uniform(0.0, 255.0).astype(np.float32)]
+    assert calibration.input_limits(data, model, None) == [(0.0, 255.0)]
+
+
+def test_calls_in_the_wrong_order_are_refused(model, quantized):
+    with pytest.raises(ValueError, match="`model` must be a float model"):
+        quantization.quantize_aware(quantized, uniform())
+    with pytest.raises(ValueError, match="`model` must be a float model"):
+        quantization.finish(model, quantized)
+    with pytest.raises(ValueError, match="`quantized_model` must be what"):
+        quantization.finish(model, model)
+    ranges = dict(quantization.finish(quantized, model).ranges)
+    ranges["input_range"] = (1.0, -1.0)
+    with pytest.raises(ValueError, match=r"\['input_range'\]` must be two"):
+        quantization.quantize_aware(model, ranges)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"float_layers": None},
+        {"weight_bits": 4},
+        {"per_channel": None},
+        {"bias_correction": "x"},
+        {"softmax": "yes"},
+        {"path": None},
+    ],
+)
+def test_arguments_of_other_kinds_are_refused(arguments, model, tmp_path):
+    (name,) = arguments
+    arguments = {"path": tmp_path / "m.tflite", **arguments}
+    with pytest.raises(ValueError, match=f"`{name}` must"):
+        quantization.quantize_post_training(model, uniform(), **arguments)

@@ -1,6 +1,7 @@
 """Layers that no rule fits: refused at once, left in float, or given a rule."""
 
 import re
+import warnings
 
 import keras
 import numpy as np
@@ -88,6 +89,61 @@ class Attention(layers.Layer):
         return ops.reshape(x, (batch, height, width, channels))
 
 
+class Standardized(layers.Conv2D):
+    """A convolution whose kernel is standardized at each call."""
+
+    def convolution_op(self, inputs, kernel):
+        kernel = (kernel - ops.mean(kernel)) / ops.std(kernel)
+        return super().convolution_op(inputs, kernel)
+
+
+class Dropout(layers.Dropout):
+    """Does something at inference, too."""
+
+    def call(self, inputs, training=None):
+        return inputs * 0.5 + 0.1
+
+
+class Rescaling(layers.Layer):
+    """Has the name of a layer of Keras's."""
+
+    def call(self, inputs):
+        return (inputs - 0.5) / 3
+
+
+class Halved:
+    """Changes the layer that it is mixed into."""
+
+    def call(self, inputs):
+        return inputs / 2
+
+
+class HalvedIdentity(Halved, layers.Identity):
+    """Has a `call` that is not its layer's."""
+
+
+class Plain(layers.Conv2D):
+    """Changes nothing but what it is made with."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters, **{"kernel_size": 3, **kwargs})
+
+
+class Sine(layers.Layer):
+    """Reads a weight of its own in a function that is not known."""
+
+    def build(self, input_shape):
+        self.factor = self.add_weight(shape=(1,), initializer="ones")
+
+    def call(self, inputs):
+        return ops.sin(inputs * self.factor)
+
+
+# Keras's names for what is not Keras's.
+Standardized.__name__ = "Conv2D"
+HalvedIdentity.__name__ = "Identity"
+
+
 @pytest.fixture(scope="module")
 def data():
     return np.random.default_rng(0).random((40, *SHAPE), np.float32)
@@ -116,6 +172,106 @@ def test_all_that_cannot_be_quantized_is_named_at_once():
     assert re.search(r"'sin\w*' \(Sin\) is of none of the known", message)
     assert "`float_layers`" in message
     assert "`register_rule`" in message
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Standardized(4, 3, padding="same"),
+        Dropout(0.5),
+        Rescaling(),
+        HalvedIdentity(),
+        Plain(4, padding="same"),
+        layers.Conv2D(4, 1, activation=layers.PReLU(shared_axes=[1, 2])),
+    ],
+)
+def test_layers_do_what_their_class_says_and_not_its_name(layer, data):
+    model = make_model(layer)
+    plan = plan_quantization(model)
+    np.testing.assert_allclose(
+        keras_engine.build(plan)(data), model(data), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_subclass_that_changes_nothing_is_trained_as_its_base(data):
+    quantized = quantization.quantize_aware(
+        make_model(Plain(4, padding="same")), data
+    )
+    assert len(quantized.trainable_weights) == 6
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "uint8"])
+def test_casts_that_round_are_refused(dtype):
+    model = make_model(lambda x: ops.cast(ops.cast(x, dtype), "float32"))
+    with pytest.raises(ValueError, match=f"must not round: a cast to {dtype}"):
+        plan_quantization(model)
+
+
+@pytest.mark.parametrize("float_layers", [["odd"], "unknown"])
+def test_what_stays_in_float_for_a_function_in_it_is_trained(
+    data, float_layers
+):
+    model = make_model(Sine(name="odd"))
+    with pytest.raises(ValueError, match=r"'odd' \(Sine\) .*, nor is its Sin"):
+        plan_quantization(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it stays in float
+        quantized = quantization.quantize_aware(
+            model, data, float_layers=float_layers
+        )
+    assert len(quantized.trainable_weights) == len(model.trainable_weights)
+
+
+@pytest.mark.parametrize(
+    ("middle", "names"),
+    [
+        (layers.PReLU(shared_axes=[1, 2], name="act"), ["act/alpha"]),
+        (layers.LayerNormalization(name="n"), ["n/gamma", "n/beta"]),
+    ],
+)
+def test_weights_that_become_constants_are_named(middle, names, data):
+    with pytest.warns(UserWarning, match="not trained further") as caught:
+        quantization.quantize_aware(make_model(middle), data)
+    messages = [str(w.message) for w in caught]
+    (message,) = [text for text in messages if "not trained" in text]
+    assert all(name in message for name in names)
+    assert "first" not in message
+
+
+def test_a_layer_whose_calls_differ_is_named(data):
+    image = keras.Input(SHAPE)
+    shared = layers.Conv2D(4, 3, name="shared")
+    x = layers.Concatenate()([shared(image), layers.ReLU()(shared(-image))])
+    model = keras.Model(image, layers.Dense(2, name="last")(x))
+    with pytest.warns(UserWarning, match="shared/kernel, shared/bias$"):
+        quantization.quantize_aware(model, data)
+
+
+@pytest.mark.parametrize("float_layers", [["g"], "unknown"])
+def test_a_float_layer_gives_several_outputs(float_layers, data, tmp_path):
+    image = keras.Input(SHAPE)
+    x = layers.Conv2D(4, 3)(image)
+    x = layers.Reshape((-1, 4))(x)
+    gru = layers.GRU(3, return_sequences=True, return_state=True, name="g")
+    model = keras.Model(image, list(gru(x)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it stays in float
+        path = quantization.quantize_post_training(
+            model, data, tmp_path / "m.tflite", float_layers=float_layers
+        )
+    found = quantization.report(model, path, data)
+    assert min(answer.sqnr for answer in found.outputs) > 25
+
+
+def test_layers_that_are_quantized_or_adapted_already_are_refused():
+    model = make_model(layers.Identity(), layers.Dense(3, name="dense"))
+    model.get_layer("dense").enable_lora(2)
+    with pytest.raises(ValueError, match=r"'dense' .*LoRA"):
+        plan_quantization(model)
+    model = make_model(layers.Identity(), layers.Dense(3, name="dense"))
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"'dense' .*quantized to 'int8'"):
+        plan_quantization(model)
 
 
 @pytest.mark.parametrize("float_layers", [["odd"], "unknown"])

@@ -89,6 +89,16 @@ def test_what_maxima_choose_is_counted_apart(choose, data):
     assert all(len(others) == 1 for others in observed.histograms.values())
 
 
+@pytest.mark.parametrize("mean", [100.0, -1e4])
+def test_the_least_error_of_values_far_from_zero(mean):
+    values = np.random.default_rng(0).normal(mean, 1.0, 10_000)
+    low, high = float(values.min()), float(values.max())
+    counts, _ = np.histogram(values, 2048, (low, high))
+    observed = estimation.Observed({}, {"x": [(counts, low, high)]}, {})
+    found = estimation.estimate(observed, "mse")["x"]
+    assert found == (min(low, 0.0), max(high, 0.0))
+
+
 def test_ranges_hold_what_is_rare_but_chosen():
     counts = np.zeros(2048)
     counts[:1000], counts[-1] = 1e6, 1.0

@@ -12,6 +12,8 @@ from typing import Any
 from typing import Literal
 from typing import NamedTuple
 
+from keras_muffnet._arguments import boolean
+from keras_muffnet._arguments import limits
 from keras_muffnet._arguments import positive_integer
 from keras_muffnet.quantization import calibration
 from keras_muffnet.quantization import targets
@@ -77,10 +79,12 @@ def quantize_aware(
 
     The copy has the model's name, the names and the structure of its outputs,
     and its layers that are not trained; so it is compiled with the same losses
-    and metrics. A softmax that the model ends in stays in training, in float;
-    `convert` leaves it out of the file unless asked for. Regularizers and
-    constraints of kernels stay, as if nothing were multiplied into these; a
-    warning names those that have no place any more.
+    and metrics. Weights outside kernels and batch normalization, such as those
+    of PReLU, are constants in it; a warning names them. A softmax that the
+    model ends in stays in training, in float; `convert` leaves it out of the
+    file unless asked for. Regularizers and constraints of kernels stay, as if
+    nothing were multiplied into these; a warning names those that have no
+    place any more.
 
     ```python
     import keras
@@ -184,6 +188,9 @@ def _quantize(
             "`range_estimator` must be 'min-max', 'percentile' or 'mse'. "
             f"Received: range_estimator={range_estimator!r}"
         )
+    if input_range is not None:
+        limits("input_range", input_range)
+    boolean("bias_correction", bias_correction)
     targets.check_name(target)
     model = _functional(model)
     planned = plan_quantization(
@@ -212,7 +219,7 @@ def _quantize(
         data = calibration.read_data(
             calibration_data, model, shapes=planned.input_shapes
         )
-        limits = calibration.input_limits(data, model, input_range)
+        bounds = calibration.input_limits(data, model, input_range)
         estimation = load_module("estimation")
         if range_estimator == "min-max" and not bias_correction:
             calibrate = load_module("keras_engine").calibrate
@@ -222,12 +229,12 @@ def _quantize(
             found = estimation.estimate(observed, range_estimator)
             if bias_correction:
                 planned = estimation.correct_biases(planned, observed.means)
-        found.update(zip(inputs, limits, strict=True))
+        found.update(zip(inputs, bounds, strict=True))
     return build(planned, find_ranges(planned, found, found[inputs[0]]))
 
 
 def _warn_of_lost(planned: Any, engine: Engine) -> None:
-    """Says what of the float model's training does not go on."""
+    """Says what of the float model's training goes on in another way."""
     lost = [*planned.lost]
     if engine == "tfmot":
         lost += [
@@ -235,6 +242,21 @@ def _warn_of_lost(planned: Any, engine: Engine) -> None:
             for step in planned.steps
             for name in step.penalties
         ]
+    if engine == "tfmot":
+        moved = [s.sources[0] for s in planned.steps if not s.trains_bias]
+        if moved:
+            warnings.warn(
+                "Batch normalization that is not trained changes its shift "
+                "with engine 'tfmot', where it is the bias of these layers: "
+                f"{', '.join(dict.fromkeys(moved))}",
+                stacklevel=4,
+            )
+    if planned.constant:
+        warnings.warn(
+            "These weights are not trained further, as they are constants in "
+            f"the model that is quantized: {', '.join(planned.constant)}",
+            stacklevel=4,
+        )
     if lost:
         warnings.warn(
             "These regularizers and constraints have no place in the model "
@@ -306,6 +328,7 @@ def quantize_post_training(
         ValueError, ImportError, RuntimeError: as those do.
     """
     check_path(path)
+    boolean("softmax", softmax)
     quantized = _quantize(
         model,
         calibration_data,
@@ -507,6 +530,12 @@ def _functional(model: Any) -> Any:
     from keras_muffnet.graph import as_functional
 
     if isinstance(model, keras.Model):
+        if load_module("weights").read_ranges(model):
+            raise ValueError(
+                "`model` must be a float model. Received: "
+                f"{model!r}, which `quantize_aware` returned; `finish` gives "
+                "the float model of it"
+            )
         return as_functional(model)
     kind = type(model)
     old = any(c.__module__.startswith("tf_keras.") for c in kind.__mro__)
@@ -530,4 +559,7 @@ def _checked_ranges(ranges: Mapping[str, Range], plan: Any) -> dict:
             "`calibration_data` must be images or have a range for each "
             f"quantized layer. Missing: {', '.join(missing)}"
         )
-    return dict(ranges)
+    return {
+        name: limits(f"calibration_data[{name!r}]", x)
+        for name, x in ranges.items()
+    }

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_muffnet.preprocessing import MEAN
 from keras_muffnet.preprocessing import STD
+from keras_muffnet.preprocessing import first_operation
 from keras_muffnet.preprocessing import scales_pixels
 
 Range = tuple[float, float]
@@ -57,7 +58,12 @@ def read_data(
         ValueError: if the data do not fit the inputs, are none, or are not
             finite.
     """
+    from keras_muffnet.graph import input_structure
+
     names = [x.name for x in model.inputs]
+    structure = input_structure(model)
+    if isinstance(structure, dict):
+        names = sorted(structure)  # as Keras does
     if shapes is None:
         shapes = [tuple(x.shape[1:]) for x in model.inputs]
     if _is_structure(data):
@@ -221,19 +227,19 @@ def _image_range(low: float, high: float) -> Range:
 
 def _check_scale(low: float, high: float, model: Any) -> None:
     """Raises if pixels seem to be scaled twice or not at all."""
-    from keras_muffnet.graph import trace
+    from keras import layers
 
-    scales = scales_pixels(model)
-    if low >= 0 and high > 2 and not scales:
+    first = first_operation(model)
+    kinds = layers.Conv2D, layers.Dense, layers.Flatten, layers.SeparableConv2D
+    if low >= 0 and 128 < high <= 255 and isinstance(first, kinds):
         raise ValueError(
             "`calibration_data` must be scaled as in training: it holds pixels "
             f"in [{low}, {high}], and the model starts without a Rescaling "
-            "layer. Scale them, with `keras_muffnet.preprocess_input` for "
-            "instance, or give `input_range=(0, 255)` if it was trained on "
-            "such pixels"
+            f"layer, with {first.name!r}. Scale them, with "
+            "`keras_muffnet.preprocess_input` for instance, or give "
+            "`input_range=(0, 255)` if it was trained on such pixels"
         )
-    if scales and low >= -2 and high <= 2:
-        first = trace(model, opens=lambda layer: False).calls[0].operation
+    if scales_pixels(model) and low >= -2 and high <= 2:
         raise ValueError(
             "`calibration_data` must be scaled as in training: it holds values "
             f"in [{low}, {high}], and the model starts with layer "

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_muffnet.graph import input_structure
 from keras_muffnet.litert import read_operations
 from keras_muffnet.litert.scales import with_single_scales
 from keras_muffnet.quantization.weights import engine_of
@@ -114,6 +115,9 @@ def _convert(
         f"images_{k:03}" if k else "images" for k in range(len(model.inputs))
     ]
     softmax = engine_of(model).final_softmax(model) if quantized else []
+    structure = model.input
+    if isinstance(model, keras.Model):
+        structure = input_structure(model)
 
     @tf.function(
         input_signature=[
@@ -122,17 +126,21 @@ def _convert(
         ]
     )
     def serve(*tensors: tf.Tensor) -> Any:
-        outputs = model(
-            tensors if len(tensors) > 1 else tensors[0], training=False
-        )
-        if not any(softmax):
-            return outputs
+        inputs = tensors if len(tensors) > 1 else tensors[0]
+        if isinstance(structure, dict):
+            inputs = keras.tree.pack_sequence_as(structure, tensors)
+        outputs = model(inputs, training=False)
         flat = tf.nest.flatten(outputs)
         for k, is_softmax in enumerate(softmax):
             if is_softmax:  # the only range that LiteRT has for it
                 flat[k] = tf.quantization.fake_quant_with_min_max_args(
                     flat[k], 0.0, 255 / 256
                 )
+        if any(map(tf.nest.is_nested, _parts(outputs))):
+            # Signatures have but one level of names.
+            paths = [path for path, _ in keras.tree.flatten_with_path(outputs)]
+            names = ["_".join(map(str, path)) for path in paths]
+            return dict(zip(names, flat, strict=True))
         return tf.nest.pack_sequence_as(outputs, flat)
 
     # Holding the variables, not the model, saves nothing but this function:
@@ -153,6 +161,12 @@ def _convert(
             f"Found operations: {', '.join(sorted(unfrozen))}"
         )
     return content
+
+
+def _parts(structure: Any) -> list[Any]:
+    if isinstance(structure, dict):
+        return [*structure.values()]
+    return [*structure] if isinstance(structure, (list, tuple)) else []
 
 
 def _float_operations(content: bytes) -> Sequence[str]:

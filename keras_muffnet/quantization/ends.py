@@ -7,6 +7,7 @@ from typing import NamedTuple
 import keras
 
 from keras_muffnet.graph import Graph
+from keras_muffnet.graph import input_structure
 
 
 class Ends(NamedTuple):
@@ -15,6 +16,8 @@ class Ends(NamedTuple):
     Attributes:
         name: the model's.
         input_names: one for each input.
+        input_structure: the number of each input, 0 for the first, arranged as
+            the model takes them.
         output_names: one for each output; losses and metrics go by them. Of
             several outputs of one layer the second has a number behind it.
         output_structure: the number of each output, 0 for the first, arranged
@@ -25,6 +28,7 @@ class Ends(NamedTuple):
 
     name: str
     input_names: tuple[str, ...]
+    input_structure: Any
     output_names: tuple[str, ...]
     output_structure: Any
     softmax: tuple[int | None, ...]
@@ -49,6 +53,7 @@ def read_ends(model: keras.Model, graph: Graph, foreign: set[int]) -> Ends:
         else _softmax_axis(makers.get(id(x)))
         for k, x in enumerate(graph.outputs)
     )
+    count = len(model.inputs)
     names, structure = [model.layers[-1].name], 0
     if not isinstance(model, keras.Sequential):
         names = model.output_names
@@ -57,6 +62,7 @@ def read_ends(model: keras.Model, graph: Graph, foreign: set[int]) -> Ends:
     return Ends(
         model.name,
         tuple(x.name for x in model.inputs),
+        keras.tree.pack_sequence_as(input_structure(model), [*range(count)]),
         _numbered(names),
         structure,
         softmax,

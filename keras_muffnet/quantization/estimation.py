@@ -175,10 +175,10 @@ def _percentile(counts: np.ndarray, low: float, high: float) -> Range:
 
 
 def _least_error(counts: np.ndarray, low: float, high: float) -> Range:
-    low, high = min(low, 0.0), max(high, 0.0)
     if not (np.isfinite([low, high]).all() and low < high and counts.any()):
-        return low, high
+        return min(low, 0.0), max(high, 0.0)
     centers = low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS
+    low, high = min(low, 0.0), max(high, 0.0)
     lows, highs = low * _SHARES[:, None], high * _SHARES[:, None]
     scale = (highs - lows) / 255
     cut = np.clip(centers, lows, highs)

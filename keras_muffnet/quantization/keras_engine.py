@@ -50,6 +50,7 @@ class FakeQuantized(layers.Wrapper):
         output_range: limits of the output; None leaves it unquantized.
         per_channel: whether each output channel of the kernel has a range of
             its own. That of a dense layer has one range if it has 4 bits.
+        trains_bias: whether the layer's bias is trained.
     """
 
     def __init__(
@@ -58,24 +59,37 @@ class FakeQuantized(layers.Wrapper):
         weight_bits: int = 8,
         output_range: Sequence[float] | None = None,
         per_channel: bool = True,
+        trains_bias: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
+        self.trains_bias = trains_bias
         self.weight_bits = weight_bits
         self.per_channel = per_channel
         # See `dense_kernels_in_float`.
         self.kernel_in_float = False
         self.output_range = output_range and tuple(output_range)
 
+    def build(self, input_shape: Any = None) -> None:
+        super().build(input_shape)
+        if not self.trains_bias:
+            self.layer.bias.trainable = False
+
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if self.weight_bits:
             kernel, *bias = self.layer.weights
-            weights = [
-                self._rounded(kernel, bias, bool(training)),
-                *map(ops.convert_to_tensor, bias),
+            weights = {
+                id(kernel): self._rounded(kernel, bias, bool(training)),
+                **{id(b): ops.convert_to_tensor(b) for b in bias},
+            }
+            trained, others = [
+                [weights[id(v)] for v in variables]
+                for variables in (
+                    self.layer.trainable_variables,
+                    self.layer.non_trainable_variables,
+                )
             ]
-            state = (weights, []) if self.layer.trainable else ([], weights)
-            outputs, _ = self.layer.stateless_call(*state, inputs)
+            outputs, _ = self.layer.stateless_call(trained, others, inputs)
         else:
             outputs = self.layer(inputs)
         if self.output_range is None:
@@ -146,6 +160,7 @@ class FakeQuantized(layers.Wrapper):
             "weight_bits": self.weight_bits,
             "output_range": self.output_range,
             "per_channel": self.per_channel,
+            "trains_bias": self.trains_bias,
         }
 
 
@@ -264,10 +279,12 @@ def build(plan: Plan, ranges: Sequence[Range] | None = None) -> keras.Model:
         elif name in borne:
             identity = layers.Identity(name=name, dtype="float32")
             outputs[k] = identity(outputs[k])
-    arranged = keras.tree.map_structure(
-        outputs.__getitem__, ends.output_structure
+    inputs = images if isinstance(images, list) else [images]
+    return keras.Model(
+        keras.tree.map_structure(inputs.__getitem__, ends.input_structure),
+        keras.tree.map_structure(outputs.__getitem__, ends.output_structure),
+        name=ends.name,
     )
-    return keras.Model(images, arranged, name=ends.name)
 
 
 def final_softmax(model: keras.Model) -> list[bool]:
@@ -284,7 +301,7 @@ def without_softmax(model: keras.Model) -> keras.Model:
         for end, x in zip(ends, model.outputs, strict=True)
     ]
     arranged = keras.tree.pack_sequence_as(model.output, outputs)
-    return keras.Model(model.inputs, arranged, name=model.name)
+    return keras.Model(model.input, arranged, name=model.name)
 
 
 def bare(layer: layers.Layer) -> layers.Layer:
@@ -404,8 +421,9 @@ def _connect(
             inner = layers.Identity(name=step.name, dtype="float32")
             # A function has the name itself, a layer's copy another.
             operation = step.settings["operation"]
-            is_layer = isinstance(operation, layers.Layer)
-            outer = step.name if is_layer else f"{step.name}_inner"
+            is_free = isinstance(operation, layers.Layer)
+            is_free = is_free and step.name not in taken
+            outer = step.name if is_free else f"{step.name}_inner"
             return FakeQuantized(inner, 0, limits, name=outer)(y)
         if step.kind not in KERNELS:
             return _make_layer(step, ranges, taken)(x)
@@ -483,6 +501,7 @@ def _make_layer(
         step.bits if is_kernel else 0,
         output_range,
         step.per_channel,
+        step.trains_bias,
         name=outer,
         dtype="float32",
     )

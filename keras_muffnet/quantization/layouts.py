@@ -32,9 +32,31 @@ _REDUCTIONS = {
 }
 
 
+# What a subclass may define and still compute as its base does.
+_HARMLESS = {
+    *("__annotations__", "__dict__", "__doc__", "__firstlineno__", "__init__"),
+    *("__module__", "__qualname__", "__static_attributes__", "__weakref__"),
+    *("build", "compute_output_shape", "from_config", "get_config"),
+}
+_OURS = ("keras.", "keras_muffnet.")
+
+
 def kind_of(operation: Any) -> str:
-    """What the rule for a layer or operation is listed under."""
-    name = type(operation).__name__
+    """What the rule for a layer or operation is listed under.
+
+    That of a user's subclass is its base's, if it changes nothing of what that
+    computes.
+    """
+    kind, changed = type(operation), set[str]()
+    for base in kind.__mro__:
+        if base.__module__.startswith(_OURS):
+            if not any(hasattr(base, name) for name in changed):
+                kind = base
+            break
+        changed |= vars(base).keys() - _HARMLESS
+    name = kind.__name__
+    if not kind.__module__.startswith(_OURS):  # no rule is listed so
+        name = f"{kind.__module__}.{name}"
     if isinstance(operation, keras.layers.Layer):
         return name
     # Functions of keras.ops, recorded when they are called on Keras's tensors.

@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 
+from keras_muffnet.graph import Call
 from keras_muffnet.graph import trace
 from keras_muffnet.quantization.folding import affine_to_depthwise
 from keras_muffnet.quantization.folding import fold_affine
@@ -66,6 +67,7 @@ def lower(
         batches,
         opens=lambda x: is_unknown(x) and x.name not in named,
         expressions=EXPRESSIONS,
+        knows=_knows,
     )
     shapes = tuple(tuple(x.shape[1:]) for x in graph.inputs)
     for shape in shapes:
@@ -140,6 +142,12 @@ def register_rule(kind: type) -> Callable[[Any], Any]:
         return rule
 
     return register
+
+
+def _knows(call: Call) -> bool:
+    """Whether there is a rule for a call, as far as its kind and ranks go."""
+    ranks = {len(x.shape) for x in (*call.inputs, *call.outputs)}
+    return kind_of(call.operation) in RULES and max(ranks) < 5
 
 
 def is_unknown(layer: Any) -> bool:

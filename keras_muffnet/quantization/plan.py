@@ -94,6 +94,8 @@ class Plan(NamedTuple):
         fixed: for each range its limits, where they are known beforehand.
         ends: names of the model's inputs and outputs, and the latter's order.
         lost: the regularizers and constraints that no step has.
+        constant: paths of the model's weights that are trained there and are
+            constants here.
     """
 
     input_shapes: tuple[tuple[int, ...], ...]
@@ -103,6 +105,7 @@ class Plan(NamedTuple):
     fixed: tuple[Range | None, ...]
     ends: Ends
     lost: tuple[str, ...] = ()
+    constant: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -143,6 +146,21 @@ def plan_quantization(
             "`float_layers` must be several names, such as a list of one, or "
             f'"unknown". Received: {float_layers!r}'
         )
+    if not isinstance(float_layers, (str, Iterable)):
+        raise ValueError(
+            '`float_layers` must be names of layers, or "unknown". '
+            f"Received: {float_layers!r}"
+        )
+    if not isinstance(weight_bits, Mapping | None):
+        raise ValueError(
+            "`weight_bits` must be a dict of 4 or 8 by name of the layer. "
+            f"Received: {weight_bits!r}"
+        )
+    if not isinstance(per_channel, bool | Mapping):
+        raise ValueError(
+            "`per_channel` must be True, False or a dict of these by name of "
+            f"the layer. Received: {per_channel!r}"
+        )
     if not isinstance(float_layers, str):
         float_layers = tuple(float_layers)
     lowered = lower(model, input_shapes, float_layers)
@@ -167,6 +185,7 @@ def plan_quantization(
         )
         for step in lowered.steps
     ]
+    steps = [_with_bias_of(step, untrained, lowered.layers) for step in steps]
     steps, lost = add_penalties(steps, lowered.layers)
     steps, outputs = _with_barriers(steps, lowered.outputs)
     steps = _untied(steps, outputs)
@@ -211,6 +230,34 @@ def plan_quantization(
             },
         ),
         tuple(lost),
+        _constants(model, planned, lowered.layers),
+    )
+
+
+def _with_bias_of(
+    step: Step, untrained: set[str], layers: Mapping[str, Any]
+) -> Step:
+    """The step, which trains no bias that is one of layers not trained."""
+    home = layers.get(step.sources[0]) if step.sources else None
+    frozen = untrained & set(step.sources[1:])
+    if frozen and getattr(home, "bias", None) is None:
+        return step._replace(trains_bias=False)
+    return step
+
+
+def _constants(
+    model: keras.Model, steps: Sequence[Step], layers: Mapping[str, Any]
+) -> tuple[str, ...]:
+    trained: set[int] = set()
+    for step in steps:
+        names = step.sources[:1] if step.kind == FOREIGN else ()
+        if step.kind in KERNELS and step.trainable:
+            names = step.sources
+        for name in names:
+            variables = getattr(layers.get(name), "weights", ())
+            trained.update(map(id, variables))
+    return tuple(
+        v.path for v in model.trainable_weights if id(v) not in trained
     )
 
 

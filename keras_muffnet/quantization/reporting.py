@@ -22,6 +22,7 @@ from keras_muffnet.quantization.keras_engine import build
 from keras_muffnet.quantization.keras_engine import call_foreign
 from keras_muffnet.quantization.matching import CASTS
 from keras_muffnet.quantization.matching import match
+from keras_muffnet.quantization.plan import FLOAT_BARRIER
 from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import plan_quantization
 from keras_muffnet.quantization.steps import FOREIGN
@@ -357,7 +358,7 @@ def _compare(
             of_output.append(keras.ops.convert_to_numpy(floats[k]))
         for k in matched:
             wanted = keras.ops.convert_to_numpy(floats[k])
-            own = _run_step(plan, watched, given, k)
+            own = _run_step(plan, watched, parts, given, k)
             (low, high), margin = tensors[k].limits, tensors[k].scale / 2
             sums[k] += (
                 _power(wanted),
@@ -384,14 +385,22 @@ def _compare(
 
 
 def _run_step(
-    plan: Plan, model: keras.Model, given: Mapping[int, Any], number: int
+    plan: Plan,
+    model: keras.Model,
+    examples: Sequence[np.ndarray],
+    given: Mapping[int, Any],
+    number: int,
 ) -> np.ndarray:
     """What a step's float layer makes of the nearest tensors before it."""
     step = plan.steps[number - 1]
+    if step.kind == "Input":
+        return examples[step.settings["index"]]
     inputs = [
-        given[x] if x in given else _run_step(plan, model, given, x)
+        given[x] if x in given else _run_step(plan, model, examples, given, x)
         for x in step.inputs
     ]
+    if step.kind == FLOAT_BARRIER:
+        return inputs[0]
     if step.kind == FOREIGN:
         x = inputs if len(inputs) > 1 else inputs[0]
         outputs = call_foreign(step, x, step.settings["operation"])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 from typing import Literal
 
+from keras_muffnet._arguments import boolean
 from keras_muffnet._files import written_aside
 from keras_muffnet.litert import read_operations
 from keras_muffnet.litert.metadata import embed_metadata
@@ -100,6 +101,13 @@ def convert(
             "`io_dtype` must be 'int8', 'uint8' or 'float32'. "
             f"Received: io_dtype={io_dtype!r}"
         )
+    boolean("softmax", softmax)
+    if precision != "int8" and (softmax or io_dtype == "uint8"):
+        raise ValueError(
+            "`softmax` and `io_dtype` are for precision 'int8': other files "
+            "end as the model does, in float32. "
+            f"Received: {precision=}, {softmax=}, {io_dtype=}"
+        )
     check_name(target)
     if target != "litert" and precision != "int8":
         raise ValueError(
@@ -160,7 +168,12 @@ def load(path: str | os.PathLike[str]) -> Any:
     try:
         with zipfile.ZipFile(path) as file:
             version = json.loads(file.read("metadata.json"))["keras_version"]
-    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+    except (
+        zipfile.BadZipFile,
+        IsADirectoryError,
+        KeyError,
+        json.JSONDecodeError,
+    ) as error:
         raise ValueError(
             f"`path` must be a `.keras` file. Received: {os.fspath(path)!r}"
         ) from error
@@ -183,7 +196,8 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 
 def check_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    if pathlib.Path(path).suffix != ".tflite":
+    is_path = isinstance(path, (str, os.PathLike))
+    if not is_path or pathlib.Path(path).suffix != ".tflite":
         raise ValueError(f"`path` must end in '.tflite'. Received: {path!r}")
     return pathlib.Path(path)
 

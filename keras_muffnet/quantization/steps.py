@@ -43,6 +43,7 @@ class Step(NamedTuple):
         bits: bits of the kernel, 0 for a step left in float.
         trainable: False for weights that no kernel of the model became, and
             for those of a layer that is not trained.
+        trains_bias: whether the bias is trained, if the kernel is.
         per_channel: whether the kernel's output channels have a range each.
         penalties: regularizers and constraints by the name of the argument.
     """
@@ -59,6 +60,7 @@ class Step(NamedTuple):
     range: int | None = None
     bits: int = 8
     trainable: bool = True
+    trains_bias: bool = True
     per_channel: bool = True
     penalties: Mapping[str, Any] = {}
 

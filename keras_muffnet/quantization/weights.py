@@ -41,6 +41,12 @@ def finish(
 ) -> tuple[keras.Model, dict[str, Range]]:
     """Does what `keras_muffnet.quantization.finish` says."""
     engine = engine_of(quantized_model)
+    ranges = read_ranges(quantized_model)
+    if isinstance(quantized_model, keras.Model) and not ranges:
+        raise ValueError(
+            "`quantized_model` must be what `quantize_aware`, `prune` or "
+            f"`cluster` returned. Received: {quantized_model!r}"
+        )
     trained = {
         engine.bare(layer).name: layer
         for layer in quantized_model.layers
@@ -67,7 +73,6 @@ def finish(
     for name, layer in layers.items():
         # Layers without a name inside a layer were given others in the copy.
         layer.name = lowered.layers[name].name
-    ranges = read_ranges(quantized_model)
     done = set()
     for step in lowered.steps:
         if step.kind == FOREIGN and f"{step.sources[0]}_kept" in trained:
@@ -136,7 +141,7 @@ def _bring_back(
         for name in step.sources[1:]
         if isinstance(layers.get(name), keras.layers.BatchNormalization)
     ]
-    if not norms:
+    if not (norms and (norms[-1].trainable or layer.bias is None)):
         if layer.bias is None:
             raise ValueError(
                 f"`model` must have a bias in layer {layer.name!r} for the "

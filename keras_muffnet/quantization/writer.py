@@ -169,7 +169,7 @@ class Writer:
         if rule is None:
             reason = "is of none of the known kinds"
             if call.closed:
-                reason += f", and Keras cannot follow it ({call.closed})"
+                reason += f", {call.closed}"
             self.refuse(reason)
         moved = self.channels_first = has_channels_first(
             call, any(id(x) in self.moved for x in call.inputs)

@@ -439,6 +439,13 @@ _OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "max_pool": _of(ops.max_pool, pool_size=2),
     "rsqrt": lambda x: ops.rsqrt(ops.square(x) + 1.0),
     "amax and amin": lambda x: ops.amax(x, 1) - ops.amin(x, 1),
+    "conv of a constant": lambda x: ops.conv(
+        x, np.linspace(-0.3, 0.4, 576, dtype="f").reshape(3, 3, 8, 8) ** 2
+    ),
+    "depthwise_conv of a constant": lambda x: ops.depthwise_conv(
+        x, np.full((3, 3, 8, 1), 1 / 9, "f"), padding="same"
+    ),
+    "cast": _of(ops.cast, dtype="float32"),
     "resize": _of(ops.image.resize, size=(20, 15)),
     "average_pool": _of(ops.average_pool, pool_size=2),
     "pixel shuffle": lambda x: ops.reshape(

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from keras_muffnet.quantization.layouts import kind_of
 from keras_muffnet.quantization.rules.scaling import affine
 from keras_muffnet.quantization.rules.scaling import per_example
 from keras_muffnet.quantization.writer import Rules
@@ -37,12 +38,14 @@ def activate(w: Writer, x: int) -> int:
 
 def _of_layer(w: Writer, x: int, layer: layers.Layer) -> int:
     """An activation that is given as a layer."""
-    rule = RULES.get(type(layer).__name__)
+    rule = RULES.get(kind_of(layer))
     if rule is None:
         w.refuse(
             "must have an activation that is known. "
             f"Found: {type(layer).__name__}"
         )
+    if not layer.built:  # as its first call would do
+        layer.build(w.call.outputs[0].shape)
     outer, w.layer = w.layer, layer
     try:
         return rule(w, x)

@@ -1,5 +1,6 @@
 """Layers with kernels."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -34,9 +35,22 @@ def _weights(w: Writer) -> list[np.ndarray]:
     """A layer's weights, with kernels that are made for images."""
     rank = len(w.layer.kernel_size)
     return [
-        v[None] if rank == 1 and v.ndim == 3 else v
-        for v in w.layer.get_weights()
+        v[None] if rank == 1 and v.ndim == 3 else v for v in _own_weights(w)
     ]
+
+
+def _own_weights(w: Writer) -> list[np.ndarray]:
+    """A layer's kernels and bias, without what its activation may have."""
+    layer = w.layer
+    if getattr(layer, "quantization_mode", None):
+        w.refuse(
+            f"must be in float, but is quantized to {layer.quantization_mode!r}"
+        )
+    if getattr(layer, "lora_enabled", False):
+        w.refuse("must have no LoRA weights beside its kernel")
+    separable = layers.SeparableConv1D, layers.SeparableConv2D
+    count = 2 if isinstance(layer, separable) else 1
+    return layer.get_weights()[: count + bool(layer.use_bias)]
 
 
 def _padded(w: Writer, x: int, settings: dict[str, Any]) -> int:
@@ -142,8 +156,41 @@ def dense(
     )
 
 
+def _convolution_of_constants(depthwise: bool) -> Callable[[Writer, int], int]:
+    """Writes a convolution whose kernel is no weight of a layer."""
+
+    def write(w: Writer, x: int) -> int:
+        operation = w.layer
+        kernel = w.argument("kernel", 1)
+        if kernel is None or isinstance(kernel, keras.KerasTensor):
+            w.refuse("must have a kernel that is constant")
+        kernel = np.asarray(keras.ops.convert_to_numpy(kernel), np.float32)
+        sizes = kernel.shape[:-2]
+        settings: dict[str, Any] = {"padding": operation.padding}
+        for name, value in (
+            ("kernel_size", sizes),
+            ("strides", operation.strides),
+            ("dilation_rate", operation.dilation_rate),
+        ):
+            if isinstance(value, int):
+                value = (value,) * len(sizes)
+            settings[name] = (1, *value) if len(sizes) == 1 else tuple(value)
+        kernel = kernel.reshape(*settings["kernel_size"], *kernel.shape[-2:])
+        if depthwise:
+            kind, count = "DepthwiseConv2D", kernel.shape[-1]
+            settings = _depthwise_settings(settings)
+            settings["depth_multiplier"] = count
+        else:
+            kind, count = "Conv2D", kernel.shape[-1]
+            groups = w.input_shape()[-1] // kernel.shape[-2]
+            settings.update(filters=count, groups=groups)
+        return w.add(kind, x, weights=[kernel], trainable=False, **settings)
+
+    return write
+
+
 def _dense(w: Writer, x: int) -> int:
-    weights = w.layer.get_weights()
+    weights = _own_weights(w)
     return activate(w, dense(w, x, weights, len(w.shape())))
 
 
@@ -165,4 +212,6 @@ RULES: Rules = {
     "DepthwiseConv2D": _convolution,
     "SeparableConv1D": _separable,
     "SeparableConv2D": _separable,
+    "op Conv": _convolution_of_constants(depthwise=False),
+    "op DepthwiseConv": _convolution_of_constants(depthwise=True),
 }

@@ -28,7 +28,6 @@ IDLE = (
     "MixUp",
     "RandAugment",
     *(name for name in dir(layers) if name.startswith("Random")),
-    "op Cast",
     "op ConvertToTensor",
     "op Copy",
     "op StopGradient",
@@ -40,6 +39,19 @@ _LOWEST = float(np.finfo("float16").min)
 
 
 def _pass(w: Writer, x: int) -> int:
+    return x
+
+
+def _cast(w: Writer, x: int) -> int:
+    given, made = [
+        keras.backend.is_float_dtype(y.dtype)
+        for y in (*w.call.inputs, *w.call.outputs)
+    ]
+    if given and not made:
+        w.refuse(
+            "must not round: a cast to "
+            f"{w.call.outputs[0].dtype} has no place among 8-bit integers"
+        )
     return x
 
 
@@ -501,6 +513,7 @@ def _gray(w: Writer, x: int) -> int:
 
 RULES: Rules = {
     **dict.fromkeys(IDLE, _pass),
+    "op Cast": _cast,
     "AdaptiveAveragePooling1D": _adaptive("AveragePooling2D"),
     "AdaptiveAveragePooling2D": _adaptive("AveragePooling2D"),
     "AdaptiveMaxPooling1D": _adaptive("MaxPooling2D"),
