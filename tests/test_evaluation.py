@@ -120,6 +120,16 @@ def test_a_model_of_other_classes_or_of_nothing_is_refused(formats, tmp_path):
         load_predictor(tmp_path / "m.onnx")
 
 
+def test_a_folder_of_images_may_have_the_name_of_the_model(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "cifar10/train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert load_predictor("cifar10").size == (32, 32)
+    with pytest.raises(ValueError, match="must hold saved_model"):
+        load_predictor("cifar10/")
+
+
 def test_pixels_are_scaled_as_the_model_wants(tmp_path):
     """By itself, by what is given, or as a channels-first model has them."""
     layers = keras.layers

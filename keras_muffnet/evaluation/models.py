@@ -69,7 +69,9 @@ def load_model(
         ImportError: if the package that runs the file is not installed.
     """
     path = pathlib.Path(model)
-    if path.is_dir():
+    # The images of a model that ships may be in a folder of its name.
+    ships = os.fspath(model) in {*published_weights(), *published_detectors()}
+    if path.is_dir() and not ships:
         _refuse_network(model, network)
         folder = latest_version(path)
         tf = load_optional("tensorflow", "tensorflow")
