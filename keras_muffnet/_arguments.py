@@ -42,7 +42,8 @@ def limits(name: str, value: Any) -> tuple[float, float]:
     Raises:
         ValueError: naming the argument, if it is anything else.
     """
-    numbers = value if isinstance(value, (tuple, list)) else ()
+    is_listed = isinstance(value, (tuple, list, np.ndarray))
+    numbers = [*value] if is_listed and np.ndim(value) == 1 else []
     fits = len(numbers) == 2 and all(
         isinstance(x, (int, float, np.integer, np.floating)) for x in numbers
     )

@@ -20,8 +20,8 @@ _LEAST_OF_SMALL = 0.1
 # Classes that give pixels as they are, or moved; all "Random" layers do too.
 _LEAVING_SCALES = {
     *("AugMix", "Cast", "CenterCrop", "Cropping2D", "CutMix", "GaussianNoise"),
-    *("Identity", "MixUp", "Permute", "RandAugment", "Resizing"),
-    "ZeroPadding2D",
+    *("Dropout", "Identity", "MixUp", "Permute", "RandAugment", "Reshape"),
+    *("Resizing", "SpatialDropout2D", "ZeroPadding2D"),
 }
 # Its file in the folder `assets.extra` of a SavedModel.
 PREPROCESSING_FILE = "preprocessing.json"
@@ -286,7 +286,8 @@ def scales_pixels(model: "keras.Model") -> bool:
             return False
     else:
         return False
-    return bool(scale.max() < _LEAST_OF_SMALL)
+    # A channel that is the same in all images says nothing.
+    return bool(np.median(scale) < _LEAST_OF_SMALL)
 
 
 def first_operation(model: "keras.Model") -> Any:
@@ -307,7 +308,9 @@ def first_operation(model: "keras.Model") -> Any:
     except ValueError:  # A subclass, with a `call` of its own.
         return None
     for call in calls:
-        kind = type(call.operation).__name__
-        if not (kind in _LEAVING_SCALES or kind.startswith("Random")):
+        kind = type(call.operation)
+        name = kind.__name__
+        passes = name in _LEAVING_SCALES or name.startswith("Random")
+        if not (passes and kind.__module__.startswith("keras.")):
             return call.operation
     return None

@@ -466,7 +466,8 @@ def test_a_scaling_before_a_subclassed_model_is_seen():
     )
 
 
-def test_inputs_in_a_dict_go_by_its_keys(tmp_path):
+@pytest.mark.parametrize("engine", ["keras", "tfmot"])
+def test_inputs_in_a_dict_go_by_its_keys(engine, tmp_path):
     keras.utils.set_random_seed(0)
     image, vector = keras.Input(SHAPE, name="rgb"), keras.Input((4,), name="a")
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image))
@@ -478,7 +479,7 @@ def test_inputs_in_a_dict_go_by_its_keys(tmp_path):
         "image": uniform(count=40),
         "extra": rng.uniform(-3, 3, (40, 4)).astype(np.float32),
     }
-    quantized = quantization.quantize_aware(model, data)
+    quantized = quantization.quantize_aware(model, data, engine=engine)
     quantized.compile("sgd", "mse")
     quantized.evaluate(data, model.predict(data, verbose=0), verbose=0)
     path = quantization.convert(quantized, tmp_path / "m.tflite")
@@ -495,24 +496,43 @@ def test_inputs_in_a_dict_go_by_its_keys(tmp_path):
         quantization.quantize_aware(model, {"rgb": data["image"]})
 
 
+def test_nested_inputs_are_refused():
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    model = keras.Model({"k": [a, b]}, layers.Dense(2)(layers.Add()([a, b])))
+    with pytest.raises(ValueError, match=r"inputs alone, .*\['a', 'b'\]"):
+        quantization.quantize_aware(model, np.zeros((1, 4)))
+
+
 def test_outputs_may_be_nested(tmp_path):
     keras.utils.set_random_seed(0)
 
     def nested(x):
         x = layers.GlobalAveragePooling2D()(x)
-        a, b, c = (layers.Dense(n)(x) for n in (2, 3, 4))
-        return {"heads": {"a": a, "b": b}, "rest": [c]}
+        a, b, c, d, e = (layers.Dense(2)(x) for _ in range(5))
+        # Names that sort and join in other ways than their paths.
+        return {
+            "head": {"a": a, "b_c": b},
+            "head_b": {"c": c},
+            "head2": d,
+            "rest": [e],
+        }
 
     model = network(nested)
     quantized = quantization.quantize_aware(model, uniform())
-    assert quantized.output["heads"]["b"].shape == (None, 3)
+    assert quantized.output["head"]["b_c"].shape == (None, 2)
     path = quantization.convert(quantized, tmp_path / "m.tflite")
     found = quantization.report(model, path, uniform())
     names = [answer.name for answer in found.outputs]
-    assert names == ["heads/a", "heads/b", "rest/0"]
-    assert min(answer.sqnr for answer in found.outputs) > 25
+    assert names == ["head/a", "head/b_c", "head2", "head_b/c", "rest/0"]
+    assert min(answer.sqnr for answer in found.outputs) > 20
     given = LiteRTModel(path).predict(uniform(count=2))
-    assert list(given) == ["heads_a", "heads_b", "rest_0"]
+    assert list(given) == [
+        "output_000_head_a",
+        "output_001_head_b_c",
+        "output_002_head2",
+        "output_003_head_b_c",
+        "output_004_rest_0",
+    ]
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
@@ -549,6 +569,26 @@ def test_batch_normalization_that_is_not_trained_stays(use_bias, tmp_path):
     float_outputs = finished.predict(uniform(), verbose=0)
     rounded = quantized.predict(uniform(), verbose=0)
     assert decibels(float_outputs, rounded) > 25
+
+
+def test_a_frozen_norm_stays_when_the_model_is_frozen_and_not():
+    norm = layers.BatchNormalization(trainable=False)
+    model = network(lambda x: norm(layers.Conv2D(2, 3, use_bias=False)(x)))
+    quantized = quantization.quantize_aware(model, uniform())
+    count = len(quantized.trainable_weights)
+    quantized.trainable = False
+    assert not quantized.trainable_weights
+    quantized.trainable = True
+    assert len(quantized.trainable_weights) == count == 3
+
+
+@pytest.mark.parametrize("engine", ["keras", "tfmot"])
+def test_nothing_is_said_of_what_is_frozen_as_a_whole(engine, recwarn):
+    norm = layers.BatchNormalization()
+    model = network(lambda x: norm(layers.Conv2D(2, 3, use_bias=False)(x)))
+    model.trainable = False
+    quantization.quantize_aware(model, uniform(), engine=engine)
+    assert not [w for w in recwarn if "trained" in str(w.message)]
 
 
 def test_tfmot_says_that_it_trains_a_shift_that_was_not_trained():

@@ -12,6 +12,7 @@ from keras import ops
 from keras_muffnet import quantization
 from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.quantization import keras_engine
+from keras_muffnet.quantization.layouts import kind_of
 from keras_muffnet.quantization.plan import plan_quantization
 from tests.test_quantization_report import decibels
 
@@ -129,6 +130,27 @@ class Plain(layers.Conv2D):
         super().__init__(filters, **{"kernel_size": 3, **kwargs})
 
 
+class Named(layers.Activation):
+    """An activation of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(lambda x: ops.maximum(x, 0.1) * 2, **kwargs)
+
+
+class Shuffled(layers.Layer):
+    """A channel shuffle behind a scale of its own."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(1,), initializer="ones")
+
+    def call(self, inputs):
+        _, height, width, channels = inputs.shape
+        x = inputs * self.scale
+        x = ops.reshape(x, (-1, height, width, 2, channels // 2))
+        x = ops.transpose(x, (0, 1, 2, 4, 3))
+        return ops.reshape(x, (-1, height, width, channels))
+
+
 class Sine(layers.Layer):
     """Reads a weight of its own in a function that is not known."""
 
@@ -182,6 +204,8 @@ def test_all_that_cannot_be_quantized_is_named_at_once():
         Rescaling(),
         HalvedIdentity(),
         Plain(4, padding="same"),
+        Named(),
+        Shuffled(),
         layers.Conv2D(4, 1, activation=layers.PReLU(shared_axes=[1, 2])),
     ],
 )
@@ -191,6 +215,11 @@ def test_layers_do_what_their_class_says_and_not_its_name(layer, data):
     np.testing.assert_allclose(
         keras_engine.build(plan)(data), model(data), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_property_may_change_what_is_computed():
+    kind = type("Mine", (layers.Dense,), {"kernel": property(lambda x: 1)})
+    assert kind_of(kind(3)) not in ("Dense", "Mine")
 
 
 def test_a_subclass_that_changes_nothing_is_trained_as_its_base(data):
@@ -227,6 +256,10 @@ def test_what_stays_in_float_for_a_function_in_it_is_trained(
     [
         (layers.PReLU(shared_axes=[1, 2], name="act"), ["act/alpha"]),
         (layers.LayerNormalization(name="n"), ["n/gamma", "n/beta"]),
+        (
+            layers.Conv2D(4, 1, activation=layers.PReLU(name="act")),
+            ["act/alpha"],
+        ),
     ],
 )
 def test_weights_that_become_constants_are_named(middle, names, data):

@@ -242,7 +242,6 @@ def _warn_of_lost(planned: Any, engine: Engine) -> None:
             for step in planned.steps
             for name in step.penalties
         ]
-    if engine == "tfmot":
         moved = [s.sources[0] for s in planned.steps if not s.trains_bias]
         if moved:
             warnings.warn(

@@ -226,12 +226,19 @@ def _image_range(low: float, high: float) -> Range:
 
 
 def _check_scale(low: float, high: float, model: Any) -> None:
-    """Raises if pixels seem to be scaled twice or not at all."""
+    """Raises if pixels seem to be scaled twice or not at all.
+
+    They seem not to be if images of 0 to 100 and more go into a kernel as they
+    are: what else a model does first may be a scaling.
+    """
     from keras import layers
 
     first = first_operation(model)
-    kinds = layers.Conv2D, layers.Dense, layers.Flatten, layers.SeparableConv2D
-    if low >= 0 and 128 < high <= 255 and isinstance(first, kinds):
+    kinds = (
+        *(layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D),
+        *(layers.Dense, layers.Flatten, layers.BatchNormalization),
+    )
+    if low >= 0 and 100 < high <= 256 and isinstance(first, kinds):
         raise ValueError(
             "`calibration_data` must be scaled as in training: it holds pixels "
             f"in [{low}, {high}], and the model starts without a Rescaling "

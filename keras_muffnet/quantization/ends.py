@@ -53,7 +53,14 @@ def read_ends(model: keras.Model, graph: Graph, foreign: set[int]) -> Ends:
         else _softmax_axis(makers.get(id(x)))
         for k, x in enumerate(graph.outputs)
     )
-    count = len(model.inputs)
+    given = input_structure(model)
+    if any(len(path) > 1 for path, _ in keras.tree.flatten_with_path(given)):
+        names = keras.tree.map_structure(lambda x: x.name, given)
+        raise ValueError(
+            "`model` must take its inputs alone, in a list or in a dict. "
+            f"Received: a model that takes {names}"
+        )
+    takes = keras.tree.pack_sequence_as(given, [*range(len(model.inputs))])
     names, structure = [model.layers[-1].name], 0
     if not isinstance(model, keras.Sequential):
         names = model.output_names
@@ -62,7 +69,7 @@ def read_ends(model: keras.Model, graph: Graph, foreign: set[int]) -> Ends:
     return Ends(
         model.name,
         tuple(x.name for x in model.inputs),
-        keras.tree.pack_sequence_as(input_structure(model), [*range(count)]),
+        takes,
         _numbered(names),
         structure,
         softmax,

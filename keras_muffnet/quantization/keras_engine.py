@@ -72,7 +72,19 @@ class FakeQuantized(layers.Wrapper):
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
-        if not self.trains_bias:
+        self._hold_bias()
+
+    @property
+    def trainable(self) -> bool:
+        return layers.Wrapper.trainable.fget(self)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        layers.Wrapper.trainable.fset(self, value)
+        self._hold_bias()
+
+    def _hold_bias(self) -> None:
+        if not getattr(self, "trains_bias", True) and self.layer.built:
             self.layer.bias.trainable = False
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:

@@ -53,6 +53,9 @@ def kind_of(operation: Any) -> str:
             if not any(hasattr(base, name) for name in changed):
                 kind = base
             break
+        properties = [x for x in vars(base).values() if isinstance(x, property)]
+        if properties:  # of what instances of the base have
+            break
         changed |= vars(base).keys() - _HARMLESS
     name = kind.__name__
     if not kind.__module__.startswith(_OURS):  # no rule is listed so

@@ -145,14 +145,17 @@ def register_rule(kind: type) -> Callable[[Any], Any]:
 
 
 def _knows(call: Call) -> bool:
-    """Whether there is a rule for a call, as far as its kind and ranks go."""
-    ranks = {len(x.shape) for x in (*call.inputs, *call.outputs)}
-    return kind_of(call.operation) in RULES and max(ranks) < 5
+    """Whether there is a rule for a call."""
+    kind = kind_of(call.operation)
+    # A layer is not opened for a convolution over three axes.
+    return kind in RULES and (
+        kind != "op Conv" or len(call.inputs[0].shape) < 5
+    )
 
 
 def is_unknown(layer: Any) -> bool:
     """Whether there is no rule for a layer, so that it has to be opened."""
-    if type(layer) is keras.layers.Activation:
+    if kind_of(layer) == "Activation":
         # One of the user's own consists of functions, as layers do.
         function = layer.activation
         is_layer = isinstance(function, keras.layers.Layer)

@@ -185,7 +185,7 @@ def plan_quantization(
         )
         for step in lowered.steps
     ]
-    steps = [_with_bias_of(step, untrained, lowered.layers) for step in steps]
+    steps = [_with_bias_of(step, lowered.layers) for step in steps]
     steps, lost = add_penalties(steps, lowered.layers)
     steps, outputs = _with_barriers(steps, lowered.outputs)
     steps = _untied(steps, outputs)
@@ -234,28 +234,37 @@ def plan_quantization(
     )
 
 
-def _with_bias_of(
-    step: Step, untrained: set[str], layers: Mapping[str, Any]
-) -> Step:
-    """The step, which trains no bias that is one of layers not trained."""
-    home = layers.get(step.sources[0]) if step.sources else None
-    frozen = untrained & set(step.sources[1:])
-    if frozen and getattr(home, "bias", None) is None:
-        return step._replace(trains_bias=False)
-    return step
+def _with_bias_of(step: Step, layers: Mapping[str, Any]) -> Step:
+    """The step, which trains no bias that is a norm's that is not trained."""
+    norms = [
+        layers[name]
+        for name in step.sources[1:]
+        if isinstance(layers.get(name), keras.layers.BatchNormalization)
+    ]
+    if step.kind not in KERNELS or not step.trainable or not norms:
+        return step
+    is_own = getattr(layers[step.sources[0]], "bias", None) is not None
+    return step._replace(trains_bias=is_own or norms[-1].trainable)
 
 
 def _constants(
     model: keras.Model, steps: Sequence[Step], layers: Mapping[str, Any]
 ) -> tuple[str, ...]:
+    """Paths of weights of the model that no step trains."""
     trained: set[int] = set()
     for step in steps:
-        names = step.sources[:1] if step.kind == FOREIGN else ()
-        if step.kind in KERNELS and step.trainable:
-            names = step.sources
+        names: Sequence[str] = ()
+        if step.kind == FOREIGN or (step.kind in KERNELS and step.trainable):
+            names = step.sources[:1] if not step.trains_bias else step.sources
         for name in names:
-            variables = getattr(layers.get(name), "weights", ())
-            trained.update(map(id, variables))
+            layer = layers.get(name)
+            activation = getattr(layer, "activation", None)
+            inner = {id(v) for v in getattr(activation, "weights", ())}
+            trained.update(
+                id(v)
+                for v in getattr(layer, "weights", ())
+                if id(v) not in inner
+            )
     return tuple(
         v.path for v in model.trainable_weights if id(v) not in trained
     )

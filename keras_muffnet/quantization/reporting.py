@@ -70,10 +70,10 @@ class Answer(NamedTuple):
     Its name is the key of the model's dict of outputs, else the layer's.
     """
 
-    name: str
     sqnr: float
     agreement: float
     mean_difference: float
+    name: str
 
 
 class Report(NamedTuple):
@@ -269,10 +269,10 @@ def _compare_answers(
 ) -> Answer:
     same = wanted.argmax(axis=-1) == given.argmax(axis=-1)
     return Answer(
-        name,
         layer.sqnr,
         float(same.mean()) if wanted.shape[-1] > 1 else math.nan,
         float(np.abs(wanted - given).mean()),
+        name,
     )
 
 

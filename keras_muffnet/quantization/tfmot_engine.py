@@ -106,7 +106,8 @@ class KernelQuantizer(quantizers.Quantizer):
         self, inputs: tf.Tensor, training: bool, weights: dict, **kwargs: Any
     ) -> tf.Tensor:
         if self.kernel_in_float:
-            return inputs
+            # Of a variable the wrapped layer would become an owner, too.
+            return tf.identity(inputs)
         kernel, shape = inputs, inputs.shape
         if training:  # let no gradient reach what was pruned
             kept = tf.cast(tf.not_equal(kernel, 0), kernel.dtype)
@@ -442,9 +443,8 @@ def _build(plan: Plan, wrap: Wrap, quantized: bool) -> tf_keras.Model:
         elif made_by[k] != name:
             outputs[k] = tf_keras.layers.Identity(name=name)(outputs[k])
     arranged = tf.nest.map_structure(outputs.__getitem__, ends.output_structure)
-    return tf_keras.Model(
-        inputs if len(inputs) > 1 else inputs[0], arranged, name=ends.name
-    )
+    taken = tf.nest.map_structure(inputs.__getitem__, ends.input_structure)
+    return tf_keras.Model(taken, arranged, name=ends.name)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from keras_muffnet.folding import norm_line
 from keras_muffnet.graph import fits
 from keras_muffnet.quantization._modules import load_module
 from keras_muffnet.quantization.lowering import lower
+from keras_muffnet.quantization.rules.convolutions import kernels_of
 from keras_muffnet.quantization.steps import FOREIGN
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
@@ -164,7 +165,5 @@ def _divisor(scale: Any) -> np.ndarray:
 
 
 def _kernel_variable(layer: keras.layers.Layer, step: Step) -> Any:
-    separable = keras.layers.SeparableConv1D, keras.layers.SeparableConv2D
-    if not isinstance(layer, separable):
-        return layer.weights[0]
-    return layer.weights[0 if step.kind == "DepthwiseConv2D" else 1]
+    kernels = kernels_of(layer)
+    return kernels[0 if step.kind == "DepthwiseConv2D" else -1]

@@ -48,9 +48,15 @@ def _own_weights(w: Writer) -> list[np.ndarray]:
         )
     if getattr(layer, "lora_enabled", False):
         w.refuse("must have no LoRA weights beside its kernel")
-    separable = layers.SeparableConv1D, layers.SeparableConv2D
-    count = 2 if isinstance(layer, separable) else 1
-    return layer.get_weights()[: count + bool(layer.use_bias)]
+    variables = [*kernels_of(layer), *([layer.bias] if layer.use_bias else [])]
+    return [keras.ops.convert_to_numpy(v) for v in variables]
+
+
+def kernels_of(layer: layers.Layer) -> list[Any]:
+    """The kernels of a layer, two of a separable convolution."""
+    if isinstance(layer, (layers.SeparableConv1D, layers.SeparableConv2D)):
+        return [layer.depthwise_kernel, layer.pointwise_kernel]
+    return [layer.kernel]
 
 
 def _padded(w: Writer, x: int, settings: dict[str, Any]) -> int:
@@ -166,6 +172,8 @@ def _convolution_of_constants(depthwise: bool) -> Callable[[Writer, int], int]:
             w.refuse("must have a kernel that is constant")
         kernel = np.asarray(keras.ops.convert_to_numpy(kernel), np.float32)
         sizes = kernel.shape[:-2]
+        if len(sizes) not in (1, 2):
+            w.refuse("must be over sequences or images")
         settings: dict[str, Any] = {"padding": operation.padding}
         for name, value in (
             ("kernel_size", sizes),

@@ -442,7 +442,7 @@ def _is_for_max_pooling(w: Writer) -> bool:
 
 
 def _pool(w: Writer, x: int) -> int:
-    kind = type(w.layer).__name__.replace("1D", "2D")
+    kind = kind_of(w.layer).replace("1D", "2D")
     size, strides = [
         (1, *v) if len(v) == 1 else tuple(v)
         for v in (w.layer.pool_size, w.layer.strides)
@@ -490,7 +490,7 @@ def _adaptive(kind: str) -> Callable[..., int]:
 
 
 def _flat_pool(w: Writer, x: int) -> int:
-    kind = type(w.layer).__name__
+    kind = kind_of(w.layer)
     return w.add(kind, x, keepdims=w.layer.keepdims)
 
 
