@@ -10,6 +10,7 @@ from keras_muffnet import quantization
 from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert.metadata import read_metadata
 from keras_muffnet.quantization import calibration
+from keras_muffnet.quantization import keras_engine
 from tests.test_quantization_report import decibels
 
 SHAPE = (6, 6, 3)
@@ -533,6 +534,18 @@ def test_outputs_may_be_nested(tmp_path):
         "output_003_head_b_c",
         "output_004_rest_0",
     ]
+
+
+def test_the_converter_rounds_huge_kernels_alike(tmp_path, monkeypatch):
+    keras.utils.set_random_seed(0)
+    model = network(lambda x: layers.Conv2D(4, 3, name="huge")(x))
+    quantized = quantization.quantize_aware(model, uniform())
+    found = []
+    for most in (keras_engine._MOST_FOLDED, 0):
+        monkeypatch.setattr(keras_engine, "_MOST_FOLDED", most)
+        path = quantization.convert(quantized, tmp_path / f"{most}.tflite")
+        found.append(LiteRTModel(path).predict(uniform(count=5)))
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("use_bias", [False, True])

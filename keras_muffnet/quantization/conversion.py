@@ -55,7 +55,7 @@ def convert_quantized(
         converter.inference_input_type = tf.dtypes.as_dtype(io_dtype)
         converter.inference_output_type = tf.dtypes.as_dtype(io_dtype)
 
-    with engine.dense_kernels_in_float(model):
+    with engine.kernels_in_float(model):
         content = _convert(model, configure, quantized=True)
     content = with_single_scales(content)
     has_float_layers = any("barrier" in n.lower() for n in _class_names(model))

@@ -33,6 +33,8 @@ from keras_muffnet.quantization.steps import Slot
 from keras_muffnet.quantization.steps import Step
 
 _PACKAGE = "keras_muffnet"
+# The converter rounds no kernel of much more weights where it is told how.
+_MOST_FOLDED = 2**24
 # The least number of values of which the greatest may be an exception.
 _MANY = 10_000
 
@@ -66,7 +68,7 @@ class FakeQuantized(layers.Wrapper):
         self.trains_bias = trains_bias
         self.weight_bits = weight_bits
         self.per_channel = per_channel
-        # See `dense_kernels_in_float`.
+        # See `kernels_in_float`.
         self.kernel_in_float = False
         self.output_range = output_range and tuple(output_range)
 
@@ -155,11 +157,11 @@ class FakeQuantized(layers.Wrapper):
 
         It does where no channel's is above that of its greatest weight.
         """
-        dense = isinstance(self.layer, layers.Dense) and self.weight_bits == 8
-        if not dense or not self.per_channel:
+        if self.weight_bits != 8 or not self.per_channel:
             return False
         kernel, *bias = map(ops.convert_to_tensor, self.layer.weights)
-        greatest = ops.max(ops.abs(kernel), axis=0)
+        axes = tuple(range(len(kernel.shape) - 1))
+        greatest = ops.max(ops.abs(kernel), axis=axes)
         limit = self._limit(kernel, bias, per_channel=True)
         return bool(ops.all(limit <= greatest))
 
@@ -196,22 +198,30 @@ def _rounded_by_hand(
 
 
 @contextlib.contextmanager
-def dense_kernels_in_float(model: keras.Model) -> Iterator[None]:
-    """Meanwhile leaves the rounding of dense kernels to the converter.
+def kernels_in_float(model: keras.Model) -> Iterator[None]:
+    """Meanwhile leaves the rounding of some kernels to the converter.
 
     It fails on a dense kernel that is rounded with a scale for each channel,
-    but rounds one in float that way itself. Where it would find other scales,
-    the kernel is rounded here, with one scale.
+    and on a huge one of a convolution, but rounds one in float that way itself.
+    Where it would find other scales, a dense kernel is rounded here, with one
+    scale.
     """
     changed = [
         (layer, layer.per_channel)
         for layer in model.layers
         if isinstance(layer, FakeQuantized)
-        and isinstance(layer.layer, layers.Dense)
+        and (
+            isinstance(layer.layer, layers.Dense)
+            or (
+                isinstance(layer.layer, layers.Conv2D)
+                and layer.layer.count_params() > _MOST_FOLDED
+            )
+        )
     ]
     for layer, per_channel in changed:
         layer.kernel_in_float = layer.converter_rounds_kernel()
-        layer.per_channel = per_channel and layer.kernel_in_float
+        if isinstance(layer.layer, layers.Dense):
+            layer.per_channel = per_channel and layer.kernel_in_float
     try:
         yield
     finally:

@@ -96,7 +96,7 @@ class KernelQuantizer(quantizers.Quantizer):
         self.bits = bits
         self.per_channel = per_channel
         self._bias = bias
-        # See `dense_kernels_in_float`.
+        # See `kernels_in_float`.
         self.kernel_in_float = False
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict:
@@ -448,8 +448,8 @@ def _build(plan: Plan, wrap: Wrap, quantized: bool) -> tf_keras.Model:
 
 
 @contextlib.contextmanager
-def dense_kernels_in_float(model: tf_keras.Model) -> Iterator[None]:
-    """See `keras_engine.dense_kernels_in_float`."""
+def kernels_in_float(model: tf_keras.Model) -> Iterator[None]:
+    """See `keras_engine.kernels_in_float`."""
     changed = []
     for layer in model.layers:
         config = getattr(layer, "quantize_config", None)

@@ -129,7 +129,7 @@ def constructors() -> dict[str, Callable[[int], Any]]:
     except ImportError:
         print("kimm is not installed")
     else:
-        _register_kimm_branches()
+        _register_kimm_layers()
         for name in _public(models):
             if name != "BaseModel":
                 found[f"kimm {name}"] = _classifier(getattr(models, name))
@@ -142,13 +142,15 @@ def constructors() -> dict[str, Callable[[int], Any]]:
     return found
 
 
-def _register_kimm_branches() -> None:
-    """Says what a layer of GhostNetV3, MobileOne and RepVGG does.
+def _register_kimm_layers() -> None:
+    """Says what two layers of kimm's do that Keras does not follow.
 
-    It calls branches on other sizes than it has built them for, which Keras
-    does not follow.
+    That of GhostNetV3, MobileOne and RepVGG calls branches on other sizes than
+    it has built them for; that of vision transformers repeats a weight as often
+    as there are examples.
     """
     import keras
+    from kimm.layers import PositionEmbedding
     from kimm.layers import ReparameterizableConv2D
 
     from keras_muffnet.quantization import register_rule
@@ -166,6 +168,13 @@ def _register_kimm_branches() -> None:
             ends.append(x)
         x = keras.layers.Add()(ends) if len(ends) > 1 else ends[0]
         return layer.act(x) if layer.act else x
+
+    @register_rule(PositionEmbedding)
+    def positions(layer: Any, inputs: Any) -> Any:
+        token = keras.ops.convert_to_numpy(layer.cls_token)
+        first = inputs[:, :1] * 0.0 + token
+        x = keras.ops.concatenate([first, inputs], axis=1)
+        return x + keras.ops.convert_to_numpy(layer.pos_embed)
 
 
 def _public(module: Any) -> list[str]:

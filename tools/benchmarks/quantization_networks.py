@@ -111,6 +111,20 @@ def _normed(x: Any, activation: str = "relu") -> Any:
     return layers.Activation(activation)(layers.BatchNormalization()(x))
 
 
+def _attention_of_patches(x: Any) -> Any:
+    """As in MobileViT: among the pixels of one place in all patches."""
+
+    def patches(x: Any) -> Any:
+        x = ops.reshape(layers.Conv2D(8, 1)(x), (-1, 4, 3, 12, 8))
+        x = ops.reshape(ops.transpose(x, (0, 2, 1, 3, 4)), (-1, 3, 48, 2, 4))
+        return ops.transpose(x, (0, 1, 3, 2, 4))
+
+    query, key, value = patches(x), patches(x), patches(x)
+    key = ops.transpose(key, (0, 1, 2, 4, 3))
+    mixed = ops.matmul(ops.softmax(ops.matmul(query, key) * 0.5), value)
+    return ops.reshape(ops.transpose(mixed, (0, 1, 3, 2, 4)), (-1, 12, 12, 8))
+
+
 def _attention(x: Any) -> Any:
     query, key, value = [layers.Conv2D(8, 1)(x) for _ in range(3)]
     query, key, value = [
@@ -459,6 +473,7 @@ _OPERATIONS: dict[str, Callable[[Any], Any]] = {
         x, np.linspace(-1, 1, 48, dtype="f").reshape(8, 6)
     ),
     "attention": _attention,
+    "attention of patches": _attention_of_patches,
     "channel attention": _channel_attention,
     "spatial attention": _spatial_attention,
 }

@@ -211,9 +211,15 @@ def _matmul(w: Writer, *inputs: int) -> int:
         if not isinstance(first, keras.KerasTensor):
             w.refuse("must have its constant operand on the right")
         return matmul_constant(w, inputs[0], second)
-    if len(w.shape()) != 4:
-        w.refuse("must be of two tensors of 3 or 4 axes")
-    x, y = inputs
+    shape, x, y = w.shape(), *inputs
+    ours, theirs = [t.shape for t in w.call.inputs]
+    if len(shape) == 5 and ours[:3] == theirs[:3]:
+        count = shape[1] * shape[2]
+        x = w.reshape(x, (None, count, *ours[3:]), part="left")
+        y = w.reshape(y, (None, count, *theirs[3:]), part="right")
+        return w.reshape(matrices(w, x, y), shape)
+    if len(shape) != 4:
+        w.refuse("must be of two tensors of 3 to 5 axes, alike in the first")
     return matrices(w, x, y)
 
 
