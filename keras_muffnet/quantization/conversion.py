@@ -115,9 +115,8 @@ def _convert(
         f"images_{k:03}" if k else "images" for k in range(len(model.inputs))
     ]
     softmax = engine_of(model).final_softmax(model) if quantized else []
-    structure = model.input
-    if isinstance(model, keras.Model):
-        structure = input_structure(model)
+    is_keras_3 = isinstance(model, keras.Model)
+    structure = input_structure(model) if is_keras_3 else model.input
 
     @tf.function(
         input_signature=[
