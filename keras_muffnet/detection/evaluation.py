@@ -69,7 +69,7 @@ class MeanAveragePrecision(keras.callbacks.Callback):
         batch_size=2,
         train_split="trainval",
     )
-    model = SSD(classes=2, input_shape=(96, 96, 3))
+    model = SSD(classes=len(feed.class_names), input_shape=(96, 96, 3))
     model.compile("sgd", SSDLoss(model.layers[-1].anchors))
     model.fit(
         feed.epoch(0), shuffle=False, callbacks=[MeanAveragePrecision(feed)]
