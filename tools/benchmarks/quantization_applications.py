@@ -170,7 +170,7 @@ def _register_kimm_layers() -> None:
         return layer.act(x) if layer.act else x
 
     @register_rule(PositionEmbedding)
-    def positions(layer: Any, inputs: Any) -> Any:
+    def positions(layer: Any, inputs: Any, mask: Any = None) -> Any:
         token = keras.ops.convert_to_numpy(layer.cls_token)
         first = inputs[:, :1] * 0.0 + token
         x = keras.ops.concatenate([first, inputs], axis=1)
