@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 # `preprocess_input` subtracts the mean and divides by the standard deviation.
 MEAN = STD = 128.0
-# What pixels of 0 to 255 are multiplied by is taken for less than this.
-_LEAST_OF_SMALL = 0.1
+# What multiplies by less is taken to scale pixels of 0 to 255.
+_PIXEL_SCALE = 0.1
 # Classes that give pixels as they are, or moved; all "Random" layers do too.
 _LEAVING_SCALES = {
     *("AugMix", "Cast", "CenterCrop", "Cropping2D", "CutMix", "GaussianNoise"),
@@ -274,9 +274,17 @@ def scales_pixels(model: "keras.Model") -> bool:
     Args:
         model: a Keras model.
     """
+    return is_pixel_scaling(first_operation(model))
+
+
+def is_pixel_scaling(first: Any) -> bool:
+    """Whether an operation makes small numbers of pixels in [0, 255].
+
+    Args:
+        first: what `first_operation` gives.
+    """
     import keras
 
-    first = first_operation(model)
     if isinstance(first, keras.layers.Rescaling):
         scale = np.abs(np.asarray(first.scale))
     elif isinstance(first, keras.layers.Normalization):
@@ -287,7 +295,7 @@ def scales_pixels(model: "keras.Model") -> bool:
     else:
         return False
     # A channel that is the same in all images says nothing.
-    return bool(np.median(scale) < _LEAST_OF_SMALL)
+    return bool(np.median(scale) < _PIXEL_SCALE)
 
 
 def first_operation(model: "keras.Model") -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from keras_muffnet.preprocessing import MEAN
 from keras_muffnet.preprocessing import STD
 from keras_muffnet.preprocessing import first_operation
-from keras_muffnet.preprocessing import scales_pixels
+from keras_muffnet.preprocessing import is_pixel_scaling
 
 Range = tuple[float, float]
 
@@ -246,7 +246,7 @@ def _check_scale(low: float, high: float, model: Any) -> None:
             "`keras_muffnet.preprocess_input` for instance, or give "
             "`input_range=(0, 255)` if it was trained on such pixels"
         )
-    if scales_pixels(model) and low >= -2 and high <= 2:
+    if is_pixel_scaling(first) and low >= -2 and high <= 2:
         raise ValueError(
             "`calibration_data` must be scaled as in training: it holds values "
             f"in [{low}, {high}], and the model starts with layer "

@@ -135,16 +135,14 @@ def _convert(
                 flat[k] = tf.quantization.fake_quant_with_min_max_args(
                     flat[k], 0.0, 255 / 256
                 )
-        outputs = tf.nest.pack_sequence_as(outputs, flat)
-        if any(map(tf.nest.is_nested, _parts(outputs))):
+        paths = [path for path, _ in keras.tree.flatten_with_path(outputs)]
+        if max(map(len, paths)) > 1:
             # Signatures have but one level of names. These keep the order.
             return {
                 "_".join(["output", f"{k:03}", *map(str, path)]): x
-                for k, (path, x) in enumerate(
-                    keras.tree.flatten_with_path(outputs)
-                )
+                for k, (path, x) in enumerate(zip(paths, flat, strict=True))
             }
-        return outputs
+        return tf.nest.pack_sequence_as(outputs, flat)
 
     # Holding the variables, not the model, saves nothing but this function:
     # tf_keras would add one or more for every layer, which takes a minute.
@@ -164,13 +162,6 @@ def _convert(
             f"Found operations: {', '.join(sorted(unfrozen))}"
         )
     return content
-
-
-def _parts(structure: Any) -> list[Any]:
-    """What a list or a dict holds, at its first level."""
-    if isinstance(structure, dict):
-        return [*structure.values()]
-    return [*structure] if isinstance(structure, (list, tuple)) else []
 
 
 def _float_operations(content: bytes) -> Sequence[str]:

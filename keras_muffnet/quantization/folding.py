@@ -1,8 +1,11 @@
 """Makes scales and offsets part of the kernels before them."""
 
 import collections
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
+import keras
 import numpy as np
 
 from keras_muffnet.folding import scale_kernel
@@ -73,6 +76,27 @@ def _scaled(step: Step, affine: Step) -> Step:
         scale_behind=1.0 if is_norm else step.scale_behind * scale,
         sources=(*step.sources, *affine.sources),
     )
+
+
+def home_of_bias(step: Step, layers: Mapping[str, Any]) -> Any:
+    """The layer of the Keras model that what a step's bias learns belongs to.
+
+    That is the last batch normalization behind the kernel; or the kernel's own
+    layer, if there is none, or one that is not trained and a bias beside it.
+
+    Args:
+        step: a step with a kernel.
+        layers: the model's layers by their names in the steps.
+    """
+    layer = layers[step.sources[0]]
+    norms = [
+        layers[name]
+        for name in step.sources[1:]
+        if isinstance(layers.get(name), keras.layers.BatchNormalization)
+    ]
+    if norms and (norms[-1].trainable or getattr(layer, "bias", None) is None):
+        return norms[-1]
+    return layer
 
 
 def affine_to_depthwise(

@@ -25,6 +25,7 @@ import numpy as np
 
 from keras_muffnet.quantization.ends import Ends
 from keras_muffnet.quantization.ends import read_ends
+from keras_muffnet.quantization.folding import home_of_bias
 from keras_muffnet.quantization.lowering import UNKNOWN
 from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.penalties import add_penalties
@@ -235,16 +236,10 @@ def plan_quantization(
 
 
 def _with_bias_of(step: Step, layers: Mapping[str, Any]) -> Step:
-    """The step, which trains no bias that is a norm's that is not trained."""
-    norms = [
-        layers[name]
-        for name in step.sources[1:]
-        if isinstance(layers.get(name), keras.layers.BatchNormalization)
-    ]
-    if step.kind not in KERNELS or not step.trainable or not norms:
+    """The step, which trains no bias whose home in the model is not trained."""
+    if step.kind not in KERNELS or not step.trainable:
         return step
-    is_own = getattr(layers[step.sources[0]], "bias", None) is not None
-    return step._replace(trains_bias=is_own or norms[-1].trainable)
+    return step._replace(trains_bias=home_of_bias(step, layers).trainable)
 
 
 def _constants(

@@ -10,6 +10,7 @@ import numpy as np
 from keras_muffnet.folding import norm_line
 from keras_muffnet.graph import fits
 from keras_muffnet.quantization._modules import load_module
+from keras_muffnet.quantization.folding import home_of_bias
 from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.rules.convolutions import kernels_of
 from keras_muffnet.quantization.steps import FOREIGN
@@ -137,12 +138,8 @@ def _bring_back(
     if len(weights) == 1:
         return
     change = weights[1] - step.weights[1]
-    norms = [
-        layers[name]
-        for name in step.sources[1:]
-        if isinstance(layers.get(name), keras.layers.BatchNormalization)
-    ]
-    if not (norms and (norms[-1].trainable or layer.bias is None)):
+    norm = home_of_bias(step, layers)
+    if norm is layer:
         if layer.bias is None:
             raise ValueError(
                 f"`model` must have a bias in layer {layer.name!r} for the "
@@ -151,7 +148,6 @@ def _bring_back(
         change = np.reshape(change / divisor, layer.bias.shape)
         layer.bias.assign(layer.bias + change)
         return
-    norm = norms[-1]
     change = change / _divisor(step.scale_behind)
     if norm.center:
         norm.beta.assign(norm.beta + change)
