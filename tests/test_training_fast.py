@@ -121,6 +121,45 @@ def branches():
 
 compare("branches", branches, (6, 6, 5))
 
+def by_formula(x, gamma, beta, add, limit):
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2), unbiased=False)
+    y = (x - mean) * torch.rsqrt(variance + 1e-3) * gamma + beta
+    y = y if add is None else y + add
+    return torch.clamp(y, 0, limit) if limit else y, mean, variance
+
+
+# Sizes that fill vectors or do not, values far from 0, clipped at both ends.
+from keras_muffnet.training.fast.operations import batch_norm
+
+torch.manual_seed(0)
+for shape in ((2, 16, 16, 30), (3, 7, 5, 7), (1, 1, 3, 600), (40, 9, 9, 1)):
+    for limit in (0.0, 1.5, float("inf")):
+        for added in (False, True):
+            x = torch.randn(shape) + 100 * torch.randn(shape[-1])
+            given = [x, torch.rand(shape[-1]) + 0.5, torch.randn(shape[-1])]
+            given.append(torch.randn(shape) if added else None)
+            slope, found = torch.randn(shape), []
+            for function, dtype in (
+                (lambda *a: batch_norm(*a[:4], 1e-3, a[4]), torch.float32),
+                (by_formula, torch.float64),
+            ):
+                leaves = [
+                    None if v is None else v.to(dtype, copy=True)
+                    for v in given
+                ]
+                for leaf in filter(torch.is_tensor, leaves):
+                    leaf.requires_grad_()
+                outputs = function(*leaves, limit)
+                (outputs[0] * slope).sum().backward()
+                found.append(
+                    [*outputs, *(v.grad for v in leaves if v is not None)]
+                )
+            for a, b in zip(*reversed(found), strict=True):
+                close(a, b, tolerance=1e-4)
+unknown = torch.full((2, 4, 4, 3), float("nan"))
+for y in batch_norm(unknown, torch.ones(3), torch.zeros(3), None, 1e-3, 6.0):
+    assert y.isnan().all()
+
 # By fit, saved and loaded both ways.
 own, fast = pair(muffnet(input_shape=(8, 8, 3)))
 x = rng.normal(size=(8, 8, 8, 3)).astype("float32")

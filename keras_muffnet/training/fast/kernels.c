@@ -21,6 +21,22 @@
 typedef float *restrict out;
 typedef const float *restrict in;
 
+/* How many rows are seen as one, so that they fill whole vectors. */
+static int64_t rows_at_once(int64_t rows, int64_t channels)
+{
+    int64_t count = 1;
+    while (count < 16 && count * channels % 16)
+        count *= 2;
+    return rows % count || channels > 512 ? 1 : count;
+}
+
+/* The values of the channels, once for each row that is seen as one. */
+static void repeat(in values, int64_t channels, int64_t width, out result)
+{
+    for (int64_t c = 0; c < width; c++)
+        result[c] = values[c % channels];
+}
+
 static int64_t end_of_block(int64_t block, int64_t rows)
 {
     int64_t end = (block + 1) * BLOCK;
@@ -31,9 +47,12 @@ static int64_t end_of_block(int64_t block, int64_t rows)
 int moments(in x, int64_t rows, int64_t channels, out mean, out variance)
 {
     int threads = omp_get_max_threads();
+    int64_t joined = rows_at_once(rows, channels), width = joined * channels;
+    rows /= joined;
     int64_t blocks = (rows + BLOCK - 1) / BLOCK;
-    /* For each thread and channel its mean and sum of squared deviations. */
-    double *parts = calloc((size_t)threads * 2 * channels, sizeof(double));
+    /* For each thread and channel: the mean of the thread's first block; the
+       sums of the deviations from it, and of their squares. */
+    double *parts = calloc((size_t)threads * 3 * width, sizeof(double));
     double *counts = calloc(threads, sizeof(double));
     if (!parts || !counts) {
         free(parts);
@@ -43,133 +62,164 @@ int moments(in x, int64_t rows, int64_t channels, out mean, out variance)
 #pragma omp parallel num_threads(threads)
     {
         int thread = omp_get_thread_num();
-        double *m = parts + (int64_t)thread * 2 * channels, *s = m + channels;
-        double count = 0;
-        float a[channels], b[channels];
+        double *first = parts + (int64_t)thread * 3 * width;
+        double *sum = first + width, *squares = sum + width, count = 0;
+        float near[width], a[width], b[width];
 #pragma omp for schedule(static) nowait
         for (int64_t k = 0; k < blocks; k++) {
             int64_t begin = k * BLOCK, end = end_of_block(k, rows);
-            double n = end - begin, all = count + n;
             memset(a, 0, sizeof a);
             memset(b, 0, sizeof b);
+            if (count == 0) {
+                for (int64_t r = begin; r < end; r++)
+                    for (int64_t c = 0; c < width; c++)
+                        a[c] += x[r * width + c];
+                for (int64_t c = 0; c < width; c++) {
+                    near[c] = a[c] / (end - begin);
+                    first[c] = near[c];
+                    a[c] = 0;
+                }
+            }
             for (int64_t r = begin; r < end; r++) {
-                in p = x + r * channels;
-                for (int64_t c = 0; c < channels; c++)
-                    a[c] += p[c];
+                in p = x + r * width;
+                for (int64_t c = 0; c < width; c++) {
+                    float d = p[c] - near[c];
+                    a[c] += d;
+                    b[c] += d * d;
+                }
             }
-            for (int64_t c = 0; c < channels; c++)
-                a[c] /= n;
-            for (int64_t r = begin; r < end; r++) {
-                in p = x + r * channels;
-                for (int64_t c = 0; c < channels; c++)
-                    b[c] += (p[c] - a[c]) * (p[c] - a[c]);
+            for (int64_t c = 0; c < width; c++) {
+                sum[c] += a[c];
+                squares[c] += b[c];
             }
-            for (int64_t c = 0; c < channels; c++) {
-                double d = a[c] - m[c];
-                m[c] += d * n / all;
-                s[c] += b[c] + d * d * count * n / all;
-            }
-            count = all;
+            count += end - begin;
         }
         counts[thread] = count;
     }
     for (int64_t c = 0; c < channels; c++) {
         double m = 0, s = 0, count = 0;
-        for (int t = 0; t < threads; t++) {
-            double *part = parts + (int64_t)t * 2 * channels;
-            double n = counts[t], all = count + n, d = part[c] - m;
-            if (n == 0)
-                continue;
-            m += d * n / all;
-            s += part[channels + c] + d * d * count * n / all;
-            count = all;
-        }
+        for (int t = 0; t < threads; t++)
+            for (int64_t k = c; counts[t] && k < width; k += channels) {
+                double *part = parts + (int64_t)t * 3 * width + k;
+                double n = counts[t], all = count + n, away = part[width] / n;
+                double d = part[0] + away - m;
+                m += d * n / all;
+                s += part[2 * width] - n * away * away;
+                s += d * d * count * n / all;
+                count = all;
+            }
         mean[c] = m;
-        variance[c] = s / rows;
+        variance[c] = s < 0 ? 0 : s / count;
     }
     free(parts);
     free(counts);
     return 0;
 }
 
-/* y = x * scale + shift, to which `add` is added and ReLU applied, each if
-   wanted; `add` may be null. A NaN stays one. */
-void normalize(in x, in add, int64_t rows, int64_t channels, in scale,
-               in shift, int relu, out y)
+static float clipped(float v, float limit)
 {
+    v = v < 0 ? 0 : v;
+    return v > limit ? limit : v;
+}
+
+/* y = x * scale + shift, to which `add` is added if it is not null, and ReLU up
+   to `limit` is applied if that is not 0. A NaN stays one. */
+void normalize(in x, in add, int64_t rows, int64_t channels, in scale,
+               in shift, float limit, out y)
+{
+    int64_t joined = rows_at_once(rows, channels), width = joined * channels;
+    float a[width], b[width];
+    repeat(scale, channels, width, a);
+    repeat(shift, channels, width, b);
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        in p = x + r * channels;
-        out q = y + r * channels;
-        if (add && relu) {
-            in s = add + r * channels;
-            for (int64_t c = 0; c < channels; c++) {
-                float v = p[c] * scale[c] + shift[c] + s[c];
-                q[c] = v < 0 ? 0 : v;
-            }
+    for (int64_t r = 0; r < rows / joined; r++) {
+        in p = x + r * width;
+        out q = y + r * width;
+        if (add && limit) {
+            in s = add + r * width;
+            for (int64_t c = 0; c < width; c++)
+                q[c] = clipped(p[c] * a[c] + b[c] + s[c], limit);
         } else if (add) {
-            in s = add + r * channels;
-            for (int64_t c = 0; c < channels; c++)
-                q[c] = p[c] * scale[c] + shift[c] + s[c];
-        } else if (relu) {
-            for (int64_t c = 0; c < channels; c++) {
-                float v = p[c] * scale[c] + shift[c];
-                q[c] = v < 0 ? 0 : v;
-            }
+            in s = add + r * width;
+            for (int64_t c = 0; c < width; c++)
+                q[c] = p[c] * a[c] + b[c] + s[c];
+        } else if (limit) {
+            for (int64_t c = 0; c < width; c++)
+                q[c] = clipped(p[c] * a[c] + b[c], limit);
         } else {
-            for (int64_t c = 0; c < channels; c++)
-                q[c] = p[c] * scale[c] + shift[c];
+            for (int64_t c = 0; c < width; c++)
+                q[c] = p[c] * a[c] + b[c];
         }
     }
 }
 
-/* For each channel the sum of g, and of g * (x - mean). Where `y`, the output
-   of a ReLU, is given, g counts where it is positive. Returns 0, or 1 without
-   memory. */
+/* What of g passes a ReLU up to `limit` whose output, or input, is v. */
+static float passed(float g, float v, float limit)
+{
+    return v > 0 && v < limit ? g : 0;
+}
+
+/* For each channel the sum of g, and of g * (x - mean). If `limit` is not 0, a
+   ReLU followed, and g counts where its output is between 0 and the limit: that
+   is `y`, or without it x * scale + shift. Returns 0, or 1 without memory. */
 int gradient_sums(in g, in x, in y, int64_t rows, int64_t channels, in mean,
-                  out sum, out product)
+                  in scale, in shift, float limit, out sum, out product)
 {
     int threads = omp_get_max_threads();
+    int64_t joined = rows_at_once(rows, channels), width = joined * channels;
+    rows /= joined;
     int64_t blocks = (rows + BLOCK - 1) / BLOCK;
-    double *parts = calloc((size_t)threads * 2 * channels, sizeof(double));
+    double *parts = calloc((size_t)threads * 2 * width, sizeof(double));
     if (!parts)
         return 1;
+    float m[width], k[width], s[width];
+    repeat(mean, channels, width, m);
+    repeat(scale, channels, width, k);
+    repeat(shift, channels, width, s);
 #pragma omp parallel num_threads(threads)
     {
-        double *m = parts + (int64_t)omp_get_thread_num() * 2 * channels;
-        float a[channels], b[channels];
+        double *mine = parts + (int64_t)omp_get_thread_num() * 2 * width;
+        float a[width], b[width];
 #pragma omp for schedule(static) nowait
-        for (int64_t k = 0; k < blocks; k++) {
+        for (int64_t block = 0; block < blocks; block++) {
             memset(a, 0, sizeof a);
             memset(b, 0, sizeof b);
-            for (int64_t r = k * BLOCK; r < end_of_block(k, rows); r++) {
-                in p = x + r * channels, q = g + r * channels;
-                if (y) {
-                    in z = y + r * channels;
-                    for (int64_t c = 0; c < channels; c++) {
-                        float v = z[c] > 0 ? q[c] : 0;
+            for (int64_t r = block * BLOCK; r < end_of_block(block, rows);
+                 r++) {
+                in p = x + r * width, q = g + r * width;
+                if (limit && y) {
+                    in z = y + r * width;
+                    for (int64_t c = 0; c < width; c++) {
+                        float v = passed(q[c], z[c], limit);
                         a[c] += v;
-                        b[c] += v * (p[c] - mean[c]);
+                        b[c] += v * (p[c] - m[c]);
+                    }
+                } else if (limit) {
+                    for (int64_t c = 0; c < width; c++) {
+                        float v = passed(q[c], p[c] * k[c] + s[c], limit);
+                        a[c] += v;
+                        b[c] += v * (p[c] - m[c]);
                     }
                 } else {
-                    for (int64_t c = 0; c < channels; c++) {
+                    for (int64_t c = 0; c < width; c++) {
                         a[c] += q[c];
-                        b[c] += q[c] * (p[c] - mean[c]);
+                        b[c] += q[c] * (p[c] - m[c]);
                     }
                 }
             }
-            for (int64_t c = 0; c < channels; c++) {
-                m[c] += a[c];
-                m[channels + c] += b[c];
+            for (int64_t c = 0; c < width; c++) {
+                mine[c] += a[c];
+                mine[width + c] += b[c];
             }
         }
     }
     for (int64_t c = 0; c < channels; c++) {
         double a = 0, b = 0;
-        for (int t = 0; t < threads; t++) {
-            a += parts[(int64_t)t * 2 * channels + c];
-            b += parts[((int64_t)t * 2 + 1) * channels + c];
-        }
+        for (int t = 0; t < threads; t++)
+            for (int64_t i = c; i < width; i += channels) {
+                a += parts[(int64_t)t * 2 * width + i];
+                b += parts[((int64_t)t * 2 + 1) * width + i];
+            }
         sum[c] = a;
         product[c] = b;
     }
@@ -180,29 +230,37 @@ int gradient_sums(in g, in x, in y, int64_t rows, int64_t channels, in mean,
 /* dx = k0 * g - k1 * (x - mean) - k2, where g counts as above. What counts of
    g goes to `masked` where that is given; then `y` is, too. */
 void gradient(in g, in x, in y, int64_t rows, int64_t channels, in mean,
-              in k0, in k1, in k2, out dx, out masked)
+              in scale, in shift, float limit, in k0, in k1, in k2, out dx,
+              out masked)
 {
+    int64_t joined = rows_at_once(rows, channels), width = joined * channels;
+    float m[width], k[width], s[width], a[width], b[width], e[width];
+    repeat(mean, channels, width, m);
+    repeat(scale, channels, width, k);
+    repeat(shift, channels, width, s);
+    repeat(k0, channels, width, a);
+    repeat(k1, channels, width, b);
+    repeat(k2, channels, width, e);
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        in p = x + r * channels, q = g + r * channels;
-        out d = dx + r * channels;
+    for (int64_t r = 0; r < rows / joined; r++) {
+        in p = x + r * width, q = g + r * width;
+        out d = dx + r * width;
         if (masked) {
-            in z = y + r * channels;
-            out e = masked + r * channels;
-            for (int64_t c = 0; c < channels; c++) {
-                float v = z[c] > 0 ? q[c] : 0;
-                e[c] = v;
-                d[c] = k0[c] * v - k1[c] * (p[c] - mean[c]) - k2[c];
+            in z = y + r * width;
+            out f = masked + r * width;
+            for (int64_t c = 0; c < width; c++) {
+                float v = passed(q[c], z[c], limit);
+                f[c] = v;
+                d[c] = a[c] * v - b[c] * (p[c] - m[c]) - e[c];
             }
-        } else if (y) {
-            in z = y + r * channels;
-            for (int64_t c = 0; c < channels; c++) {
-                float v = z[c] > 0 ? q[c] : 0;
-                d[c] = k0[c] * v - k1[c] * (p[c] - mean[c]) - k2[c];
+        } else if (limit) {
+            for (int64_t c = 0; c < width; c++) {
+                float v = passed(q[c], p[c] * k[c] + s[c], limit);
+                d[c] = a[c] * v - b[c] * (p[c] - m[c]) - e[c];
             }
         } else {
-            for (int64_t c = 0; c < channels; c++)
-                d[c] = k0[c] * q[c] - k1[c] * (p[c] - mean[c]) - k2[c];
+            for (int64_t c = 0; c < width; c++)
+                d[c] = a[c] * q[c] - b[c] * (p[c] - m[c]) - e[c];
         }
     }
 }

@@ -3,7 +3,8 @@
 The layers, their variables and what is saved of them stay Keras's own. Only
 `model.call` is replaced: it runs a plan, made once from the graph, in which
 
-- batch normalization, the addition and the ReLU behind it are one operation;
+- batch normalization, the addition and the ReLU behind it, also ReLU6, are one
+  operation;
 - channels are split once for all groups, and their gradients put together once;
 - 1x1 convolutions are products of matrices;
 - all tensors keep the channels last, and depthwise kernels of 5x5 have a faster
@@ -13,6 +14,8 @@ A layer that is none of these is called as it is.
 """
 
 import ctypes
+import math
+import mmap
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -38,8 +41,9 @@ def accelerate(model: keras.Model) -> str:
     no faster way: on another backend, or a GPU, with another precision than
     float32, channels first, or without a C compiler.
 
-    The C library of the process is set to keep the memory that it frees, and
-    to use it again: PyTorch would get new pages for every tensor.
+    The C library of the process is set to keep the memory that it frees, in
+    huge pages, and to use it again: PyTorch would get new pages for every
+    tensor.
 
     Args:
         model: a functional model, built. It is changed in place.
@@ -95,11 +99,27 @@ def _obstacle(model: keras.Model) -> str | None:
 
 
 def keep_memory() -> None:
-    """Has the C library keep freed memory; glibc alone is asked."""
+    """Has the C library keep freed memory, in huge pages where Linux has them.
+
+    glibc alone is asked. Pages of the 4 GiB take memory when they are used.
+    """
     library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(-4, 0)  # M_MMAP_MAX: no tensor has pages of its own
-        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep all
+    if not hasattr(library, "gnu_get_libc_version"):
+        return
+    library.mallopt(-4, 0)  # M_MMAP_MAX: no tensor has pages of its own
+    library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: keep all
+    size = 2**32
+    library.malloc.restype = ctypes.c_void_p
+    room = library.malloc(ctypes.c_size_t(size))
+    if room is not None:
+        page = mmap.PAGESIZE
+        start = -(-room // page) * page
+        library.madvise(
+            ctypes.c_void_p(start),
+            ctypes.c_size_t(size - page),
+            mmap.MADV_HUGEPAGE,
+        )
+        library.free(ctypes.c_void_p(room))
 
 
 class _Plan:
@@ -166,7 +186,7 @@ class _Plan:
         self.done.update(map(id, (add if added is not None else call, last)))
         source, target = id(call.inputs[0]), id(last.outputs[0])
         other = None if added is None else id(added)
-        rectified = last is relu
+        limit = _limit(last.operation) if last is relu else 0.0
 
         def step(values: Values, training: bool) -> None:
             values[target] = _normalized(
@@ -174,7 +194,7 @@ class _Plan:
                 layer,
                 values[source],
                 None if other is None else values[other],
-                rectified,
+                limit,
                 training and layer.trainable,
             )
 
@@ -221,7 +241,7 @@ class _Plan:
 
 
 def _normalized(
-    operations: Any, layer: Any, x: Any, add: Any, relu: bool, training: bool
+    operations: Any, layer: Any, x: Any, add: Any, limit: float, training: bool
 ) -> Any:
     import torch
 
@@ -235,7 +255,7 @@ def _normalized(
         beta = layer.beta.value
     if training:
         y, mean, variance = operations.batch_norm(
-            x, gamma, beta, add, layer.epsilon, relu
+            x, gamma, beta, add, layer.epsilon, limit
         )
         with torch.no_grad():
             share = 1.0 - layer.momentum
@@ -247,11 +267,11 @@ def _normalized(
     if not torch.is_grad_enabled():
         add = None if add is None else operations.dense(add)
         return operations.normalize(
-            operations.dense(x), scale, shift, add, relu
+            operations.dense(x), scale, shift, add, limit
         )
     y = torch.addcmul(shift, x, scale)
     y = y if add is None else y + add
-    return torch.relu(y) if relu else y
+    return torch.clamp(y, 0.0, limit) if limit else y
 
 
 def _convolution(call: Call, depthwise: bool) -> Step:
@@ -354,7 +374,11 @@ def _is_plain_depthwise(layer: Any) -> bool:
 
 def _is_plain_relu(layer: Any) -> bool:
     return (
-        layer.max_value is None
+        (layer.max_value is None or layer.max_value > 0)
         and not layer.negative_slope
         and not layer.threshold
     )
+
+
+def _limit(relu: Any) -> float:
+    return math.inf if relu.max_value is None else float(relu.max_value)

@@ -51,12 +51,14 @@ def kernels() -> ctypes.CDLL:
 
 
 def _call(name: str, *arguments: Any) -> None:
-    """Calls a kernel on tensors, integers and None."""
+    """Calls a kernel on tensors, numbers and None."""
     given = [
         ctypes.c_void_p(x.data_ptr())
         if isinstance(x, torch.Tensor)
         else ctypes.c_int64(x)
         if isinstance(x, int)
+        else ctypes.c_float(x)
+        if isinstance(x, float)
         else x
         for x in arguments
     ]
@@ -167,32 +169,35 @@ class _BatchNorm(torch.autograd.Function):
         beta: torch.Tensor,
         add: torch.Tensor | None,
         epsilon: float,
-        relu: bool,
+        limit: float,
     ) -> Any:
         rows, channels = _sizes(x)
         mean, variance = _new(x, channels), _new(x, channels)
         _call("moments", x, rows, channels, mean, variance)
         inverse = torch.rsqrt(variance + epsilon)
-        y = normalize(x, *_affine(mean, inverse, gamma, beta), add, relu)
-        ctx.save_for_backward(x, y if relu else None, mean, inverse, gamma)
-        ctx.added = add is not None
+        scale = gamma * inverse
+        shift = beta - mean * scale
+        y = normalize(x, scale, shift, add, limit)
+        ctx.added, ctx.limit = add is not None, limit
+        masks = y if ctx.added and limit else None
+        ctx.save_for_backward(x, masks, mean, inverse, scale, shift)
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: torch.Tensor, *_: Any) -> Any:
-        x, y, mean, inverse, gamma = ctx.saved_tensors
+        x, y, mean, inverse, scale, shift = ctx.saved_tensors
         g = dense(g)
-        rows, channels = _sizes(x)
-        total, product = _new(x, channels), _new(x, channels)
-        _call("gradient_sums", g, x, y, rows, channels, mean, total, product)
-        k0 = gamma * inverse
-        k1 = k0 * inverse * inverse * product / rows
-        k2 = k0 * total / rows
+        total, product = _new(x, x.shape[-1]), _new(x, x.shape[-1])
+        given = (g, x, y, *_sizes(x), mean, scale, shift, ctx.limit)
+        _call("gradient_sums", *given, total, product)
+        rows = x.numel() // x.shape[-1]
+        k1 = scale * inverse * inverse * product / rows
+        k2 = scale * total / rows
         dx = _new(x)
-        masked = _new(x) if ctx.added and y is not None else None
-        _call("gradient", g, x, y, rows, channels, mean, k0, k1, k2, dx, masked)
+        masked = None if y is None else _new(x)
+        _call("gradient", *given, scale, k1, k2, dx, masked)
         added = (g if masked is None else masked) if ctx.added else None
         return dx, product * inverse, total, added, None, None
 
@@ -203,7 +208,7 @@ def batch_norm(
     beta: torch.Tensor,
     add: torch.Tensor | None,
     epsilon: float,
-    relu: bool,
+    limit: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Normalizes by the batch's own statistics.
 
@@ -213,23 +218,13 @@ def batch_norm(
         beta: offset of each channel.
         add: what is added afterwards, of the shape of `x`, or None.
         epsilon: added to the variance.
-        relu: whether ReLU follows.
+        limit: of the ReLU that follows: infinity, or 0 if there is none.
 
     Returns:
         The output, and of each channel the mean and the biased variance.
     """
     add = None if add is None else dense(add)
-    return _BatchNorm.apply(dense(x), gamma, beta, add, epsilon, relu)
-
-
-def _affine(
-    mean: torch.Tensor,
-    inverse: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    scale = gamma * inverse
-    return scale, beta - mean * scale
+    return _BatchNorm.apply(dense(x), gamma, beta, add, epsilon, limit)
 
 
 def normalize(
@@ -237,11 +232,11 @@ def normalize(
     scale: torch.Tensor,
     shift: torch.Tensor,
     add: torch.Tensor | None,
-    relu: bool,
+    limit: float,
 ) -> torch.Tensor:
-    """Scales and shifts channels, adds, applies ReLU. Without a gradient."""
+    """Scales, shifts, adds, applies ReLU as above. Without a gradient."""
     y = _new(x)
-    _call("normalize", x, add, *_sizes(x), scale, shift, int(relu), y)
+    _call("normalize", x, add, *_sizes(x), scale, shift, limit, y)
     return y
 
 
