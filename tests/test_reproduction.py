@@ -194,6 +194,10 @@ def test_accuracy_run_resumes_and_reports_mean_and_spread(
     mean = sum(values) / 2
     spread = abs(values[0] - values[1]) / 2**0.5
     assert lines[0][column] == f"{mean:.2f} +- {spread:.2f} (2 seeds)"
+    # The rows are compared, the better first.
+    ranking = read(tmp_path / "ranking.csv")
+    assert len(ranking) == 2
+    assert float(ranking[0]["accuracy"]) >= float(ranking[1]["accuracy"])
     # The paper's value stands apart.
     assert lines[0]["CIFAR-10, paper (%)"] == "93.44"
     # What was trained stays in later tables, and in figure 6.
@@ -300,14 +304,21 @@ def test_figures_have_the_same_bytes_each_time(draw, tmp_path):
 
 def test_figure_6_ranks_by_more_than_chance(tmp_path):
     # Of 360 images, one is 0.28%; of 10,000 a difference of 2% counts.
-    digits = [Point("MuffNet_0.5", 41, 99.72, 0, 360)]
-    digits += [Point("MobileNet_0.25", 41, 99.44, math.nan, 360)]
-    cifar = [Point("MuffNet_0.5", 41, 93.4, 0.2, 10_000)]
-    cifar += [Point("MobileNet_0.25", 41, 91.4, 0.3, 10_000)]
+    def point(row, mean, spread, images, seeds=3):
+        found = ("", "", 1, seeds, images, mean / 100, spread / 100)
+        error = accuracy.Summary(*found).error
+        return Point(row, 41, mean, spread, 100 * error)
+
+    digits = [point("MuffNet_0.5", 99.72, 0, 360)]
+    digits += [point("MobileNet_0.25", 99.44, math.nan, 360, 1)]
+    cifar = [point("MuffNet_0.5", 93.4, 0.2, 10_000)]
+    cifar += [point("MobileNet_0.25", 91.4, 0.3, 10_000)]
     assert not figures.rank(digits)
     assert figures.rank(cifar)
-    # With three times the spread over seeds they are the same.
-    assert not figures.rank([p._replace(spread=1) for p in cifar])
+    # With a larger spread over seeds they are the same.
+    assert not figures.rank(
+        [point(p.row, p.accuracy, 2, 10_000) for p in cifar]
+    )
     limits = {}
 
     def kept(figure, path):
@@ -320,6 +331,40 @@ def test_figure_6_ranks_by_more_than_chance(tmp_path):
         figures.plot_accuracy({"digits": digits, "cifar": cifar}, "unused")
     for low, high in (limits["digits"][0], limits["cifar"][1]):
         assert high - low >= 10
+
+
+def test_ranking_says_which_differences_are_larger_than_chance():
+    def measured(row, seed, value, data="cifar10/"):
+        return accuracy.Measurement(
+            5, row, data, "cifar", 3, seed, 50_000, 10_000, value
+        )
+
+    found = [
+        measured(row, seed, value)
+        for row, values in {
+            "MuffNet_0.5": (0.70, 0.72, 0.71),
+            "MobileNet_0.25": (0.60, 0.61, 0.62),
+            "ShuffleNetV2_0.5": (0.715, 0.725, 0.72),
+            "ResNet20": (0.99,),  # a single seed ranks nothing
+        }.items()
+        for seed, value in enumerate(values)
+    ]
+    # Of other images, and alone.
+    found += [measured("MuffNet_0.5", seed, 0.5, "svhn/") for seed in (0, 1)]
+    lines = report.ranking_lines(found)
+    assert [
+        (line["row"], line.get("difference"), line.get("larger"))
+        for line in lines
+    ] == [
+        ("ShuffleNetV2_0.5", "+1.00", "no"),
+        ("MuffNet_0.5", None, None),
+        ("MobileNet_0.25", "-10.00", "yes"),
+    ]
+    # Of the deviations 0.5 and 1 points over three seeds, and 10,000 images.
+    variance = (0.5**2 + 1) / 3 + (72 * 28 + 71 * 29) / 10_000
+    bound = f"{2 * variance**0.5:.2f}"
+    assert lines[0]["twice_error"] == bound
+    assert lines[1]["deviation"] == "1.00"
 
 
 def test_inference_shows_the_groups_that_each_step_adds(tmp_path):

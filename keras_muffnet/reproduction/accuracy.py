@@ -74,6 +74,12 @@ class Summary(NamedTuple):
     mean: float
     spread: float
 
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, of seeds and test images, as a share."""
+        seeds = 0.0 if math.isnan(self.spread) else self.spread**2 / self.seeds
+        return math.sqrt(seeds + self.mean * (1 - self.mean) / self.images)
+
 
 def recipe_for(
     mode: str, table: int, data: str | None, epochs: int | None

@@ -41,26 +41,15 @@ class Point(NamedTuple):
         flops: in millions.
         accuracy: in percent; the mean over the seeds.
         spread: standard deviation over the seeds, in percent; NaN for one.
-        images: number of test images; 0 for what the paper prints.
+        error: standard error of the accuracy, in percent. What the paper
+            prints counts as exact.
     """
 
     row: str
     flops: float
     accuracy: float
     spread: float = math.nan
-    images: int = 0
-
-    @property
-    def error(self) -> float:
-        """Standard error of the accuracy, of seeds and test images, in percent.
-
-        What the paper prints counts as exact.
-        """
-        if not self.images:
-            return 0.0
-        spread = 0.0 if math.isnan(self.spread) else self.spread
-        sampling = self.accuracy * (100 - self.accuracy) / self.images
-        return math.sqrt(sampling + spread**2)
+    error: float = 0.0
 
 
 def plot_spectrum(matrix: Matrix, layers: int, size: int, path: Path) -> None:

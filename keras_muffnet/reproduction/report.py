@@ -14,6 +14,7 @@ from keras_muffnet.reproduction.accuracy import summarize
 from keras_muffnet.reproduction.tables import TITLES
 from keras_muffnet.reproduction.tables import Row
 from keras_muffnet.reproduction.tables import RowCounts
+from keras_muffnet.reproduction.tables import rows
 from keras_muffnet.reproduction.tables import stage_difference
 
 Line = dict[str, Any]
@@ -82,6 +83,54 @@ def _text(found: Summary) -> str:
     if not math.isnan(found.spread):
         text += f" +- {100 * found.spread:.2f}"
     return f"{text} ({found.seeds} seed{'s' if found.seeds > 1 else ''})"
+
+
+def ranking_lines(measurements: Sequence[Measurement]) -> list[Line]:
+    """Compares the rows that were trained alike, on two seeds or more.
+
+    Args:
+        measurements: accuracies of any rows.
+
+    Returns:
+        A line for each row, the most accurate first: its accuracy, and the
+        difference from the row that is the first in the paper's table.
+    """
+    lines = []
+    for number in (4, 5, 6):  # tables 1 to 4 share measurements
+        alike: dict[tuple[str, str, int], dict[str, Summary]] = {}
+        for row in rows(number):
+            for found in summarize(row, measurements):
+                if found.seeds > 1:
+                    alike.setdefault(found[:3], {})[row.label] = found
+        for group in alike.values():
+            if len(group) > 1:
+                lines += _compared(number, group)
+    return lines
+
+
+def _compared(table: int, group: Mapping[str, Summary]) -> list[Line]:
+    """A line for each row of a group, which was trained alike."""
+    lines = []
+    first = next(iter(group.values()))
+    for label, found in sorted(group.items(), key=lambda x: -x[1].mean):
+        line: Line = {
+            "table": table,
+            "images": pathlib.PurePath(found.data).name,
+            "recipe": found.recipe,
+            "epochs": found.epochs,
+            "row": label,
+            "seeds": found.seeds,
+            "accuracy": f"{100 * found.mean:.2f}",
+            "deviation": f"{100 * found.spread:.2f}",
+        }
+        if found is not first:
+            difference = found.mean - first.mean
+            twice = 2 * math.hypot(found.error, first.error)
+            line["difference"] = f"{100 * difference:+.2f}"
+            line["twice_error"] = f"{100 * twice:.2f}"
+            line["larger"] = "yes" if abs(difference) > twice else "no"
+        lines.append(line)
+    return lines
 
 
 def write_table(lines: Sequence[Line], path: pathlib.Path) -> None:
