@@ -69,7 +69,8 @@ network without its classifier, at the detector's 512x512.
 Where rows were trained alike, on two seeds or more, a table compares them:
 accuracies and their standard deviations in percent, differences in points
 beside twice their standard error (of the seeds and of the test images), and
-whether they are larger.
+whether they are larger. Images are named by the folder that was given:
+`cifar10` is CIFAR-10 (JPEG), images saved again as JPEG.
 """
 
 

@@ -118,11 +118,14 @@ def plot_accuracy(panels: Mapping[str, Sequence[Point]], path: Path) -> None:
     """
     figure, grid = new_figure(6.4 * len(panels), 4.6, columns=len(panels))
     columns = list(getattr(grid, "flat", [grid]))
+    # A family looks alike in all panels.
+    names = {_family(p.row) for points in panels.values() for p in points}
+    looks = {name: number for number, name in enumerate(sorted(names))}
     for axes, (title, points) in zip(columns, panels.items(), strict=True):
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3, which="both")
         if rank(points):
-            _plot_families(axes, points)
+            _plot_families(axes, points, looks)
         else:
             _plot_names(axes, points)
     save_figure(figure, path)
@@ -139,11 +142,14 @@ def rank(points: Sequence[Point]) -> bool:
     return difference > 2 * math.hypot(low.error, high.error)
 
 
-def _plot_families(axes: Any, points: Sequence[Point]) -> None:
+def _plot_families(
+    axes: Any, points: Sequence[Point], looks: Mapping[str, int]
+) -> None:
     families: dict[str, list[Point]] = {}
     for point in points:
         families.setdefault(_family(point.row), []).append(point)
-    for number, (family, members) in enumerate(sorted(families.items())):
+    for family, members in sorted(families.items()):
+        number = looks[family]
         first = family == "MuffNet"
         axes.errorbar(
             [point.flops for point in members],
