@@ -360,6 +360,15 @@ def test_ranking_says_which_differences_are_larger_than_chance():
         ("MuffNet_0.5", None, None),
         ("MobileNet_0.25", "-10.00", "yes"),
     ]
+    # In table 1, whose rows but one are not in table 4.
+    found = [
+        found[0]._replace(table=1, row=row, seed=seed)
+        for row in ("none+none+none", "dense+none+none")
+        for seed in (0, 1)
+    ]
+    assert [
+        (line["table"], line["row"]) for line in report.ranking_lines(found)
+    ] == [(1, "none+none+none"), (1, "dense+none+none")]
     # Of the deviations 0.5 and 1 points over three seeds, and 10,000 images.
     variance = (0.5**2 + 1) / 3 + (72 * 28 + 71 * 29) / 10_000
     bound = f"{2 * variance**0.5:.2f}"

@@ -217,7 +217,7 @@ def write_tables(numbers: list[int], output: pathlib.Path) -> bool:
         report.write_table(lines, output / f"table{number}.csv")
         sections[heading] = lines
         agree = agree and all(counts.agrees for _, counts in counted)
-    ranking = report.ranking_lines(measured)
+    ranking = report.ranking_lines(measured) if numbers else []
     if ranking:
         report.print_lines(RANKING, ranking)
         report.write_table(ranking, output / "ranking.csv")

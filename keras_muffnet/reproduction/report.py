@@ -8,13 +8,12 @@ from typing import Any
 
 from keras_muffnet._files import write_csv
 from keras_muffnet._files import written_aside
+from keras_muffnet.reproduction import tables
 from keras_muffnet.reproduction.accuracy import Measurement
 from keras_muffnet.reproduction.accuracy import Summary
 from keras_muffnet.reproduction.accuracy import summarize
-from keras_muffnet.reproduction.tables import TITLES
 from keras_muffnet.reproduction.tables import Row
 from keras_muffnet.reproduction.tables import RowCounts
-from keras_muffnet.reproduction.tables import rows
 from keras_muffnet.reproduction.tables import stage_difference
 
 Line = dict[str, Any]
@@ -96,9 +95,9 @@ def ranking_lines(measurements: Sequence[Measurement]) -> list[Line]:
         difference from the row that is the first in the paper's table.
     """
     lines = []
-    for number in (4, 5, 6):  # tables 1 to 4 share measurements
+    for number in tables.TITLES:
         alike: dict[tuple[str, str, int], dict[str, Summary]] = {}
-        for row in rows(number):
+        for row in tables.rows(number):
             for found in summarize(row, measurements):
                 if found.seeds > 1:
                     alike.setdefault(found[:3], {})[row.label] = found
@@ -186,7 +185,7 @@ def print_lines(heading: str, lines: Sequence[Line]) -> None:
 
 def table_heading(table: int) -> str:
     """The heading of a table."""
-    return f"Table {table}: {TITLES[table]}"
+    return f"Table {table}: {tables.TITLES[table]}"
 
 
 def _fields(lines: Sequence[Line]) -> list[str]:

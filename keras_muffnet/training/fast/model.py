@@ -101,7 +101,8 @@ def _obstacle(model: keras.Model) -> str | None:
 def keep_memory() -> None:
     """Has the C library keep freed memory, in huge pages where Linux has them.
 
-    glibc alone is asked. Pages of the 4 GiB take memory when they are used.
+    glibc alone is asked. 4 GiB of addresses are set aside for huge pages; they
+    take memory when they are used.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):

@@ -189,10 +189,10 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor, *_: Any) -> Any:
         x, y, mean, inverse, scale, shift = ctx.saved_tensors
         g = dense(g)
-        total, product = _new(x, x.shape[-1]), _new(x, x.shape[-1])
-        given = (g, x, y, *_sizes(x), mean, scale, shift, ctx.limit)
+        rows, channels = _sizes(x)
+        total, product = _new(x, channels), _new(x, channels)
+        given = (g, x, y, rows, channels, mean, scale, shift, ctx.limit)
         _call("gradient_sums", *given, total, product)
-        rows = x.numel() // x.shape[-1]
         k1 = scale * inverse * inverse * product / rows
         k2 = scale * total / rows
         dx = _new(x)
