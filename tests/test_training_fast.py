@@ -9,6 +9,7 @@ from keras_muffnet.cli import train
 from keras_muffnet.training import load_recipe
 
 COMPARE = """
+import itertools
 import sys
 sys.modules["tensorflow"] = None  # starts faster
 import keras
@@ -18,6 +19,8 @@ import torch
 import keras_muffnet
 from keras_muffnet import MuffNet, StageSpec, stages_from_notation
 from keras_muffnet.training import accelerate
+from keras_muffnet.training.optimizer import SGD
+from keras_muffnet.training.schedules import make_schedule
 
 torch.set_num_threads(2)
 rng = np.random.default_rng(0)
@@ -195,6 +198,36 @@ assert all(map(np.array_equal, before, fast.get_weights()))
 # NaN is not rectified away.
 x[0] = np.nan
 assert np.isnan(fast.predict(x, verbose=0)[0]).all()
+
+# All weights are updated at once, to the bit as one by one, frozen ones not.
+shapes = ((3, 3, 4, 8), (8,), (8,), (8, 5))
+initial = [rng.normal(size=shape).astype("float32") for shape in shapes]
+gradients_of = [[rng.normal(size=shape) for shape in shapes] for _ in range(3)]
+for momentum, nesterov, l2, decay_all in itertools.product(
+    (0.0, 0.9), (False, True), (0.0, 5e-4), (False, True)
+):
+    found = []
+    for one_by_one in (True, False):
+        weights = [keras.Variable(value) for value in initial]
+        schedule = make_schedule("one_cycle", 0.1, 4, 2)
+        optimizer = SGD(schedule, momentum, nesterov, l2, decay_all)
+        optimizer.build(weights)
+        for gradients_now in gradients_of:
+            pairs = [
+                (torch.tensor(gradient, dtype=torch.float32), weight)
+                for gradient, weight in zip(gradients_now, weights)
+            ]
+            if one_by_one:
+                for gradient, weight in pairs[1:]:
+                    rate = optimizer.learning_rate
+                    optimizer.update_step(gradient, weight, rate)
+                optimizer.iterations.assign_add(1)
+            else:
+                optimizer.apply(*map(list, zip(*pairs[1:])))
+        found.append([weight.numpy() for weight in weights])
+    assert all(map(np.array_equal, *found))
+    np.testing.assert_array_equal(found[0][0], initial[0])
+    assert not np.array_equal(found[0][1], initial[1])
 
 # Where it cannot be done.
 for backend_format, policy, reason in (

@@ -1,15 +1,18 @@
 r"""Compares the recipe `transfer` with training from scratch on small folders.
 
-    python -m tools.benchmarks.transfer --data tiny_imagenet/ --data bccd/ \
-        --data digits --output results/transfer.csv
+    python -m tools.benchmarks.transfer --data tiny_imagenet/ --data cifar10/ \
+        --data bccd/ --data digits --weights cifar10 tiny_imagenet \
+        --output results/transfer.csv
 
 Of each set of images a small folder is made: of an image folder the first
 classes by name, of a Pascal VOC folder crops of its objects, and scikit-learn's
-digits. For each folder and seed there are two runs, both on the backend that
-`muffnet train` takes: the recipe as it is, and all layers from random weights,
-at the recipe's higher learning rate and else with its settings. Digits are not
-augmented, since mirrored ones are none. Prints the accuracies of the last
-epochs, as mean and range over the seeds; interrupted, the same command resumes.
+digits. For each folder and seed there are a run of the recipe from each of the
+weights, and one of all layers from random weights, at the recipe's higher
+learning rate and else with its settings; all on the backend that `muffnet
+train` takes. A folder named as the weights are is left out for them: it has
+images that they were trained on. Digits are not augmented, since mirrored ones
+are none. Prints the accuracies of the last epochs, as mean and range over the
+seeds; interrupted, the same command resumes.
 """
 
 import argparse
@@ -51,6 +54,11 @@ def parse_args() -> argparse.Namespace:
         help="'digits', an image folder, or a folder of Pascal VOC; may be "
         "given several times",
     )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        help="published ones to start from (default: the recipe's)",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
     parser.add_argument(
         "--classes",
@@ -89,7 +97,12 @@ def run(args: argparse.Namespace) -> common.Rows:
             if data == "digits":
                 settings["augmentation"] = "plain"
             tuned = dataclasses.replace(recipe, **settings)
-            for kind in (tuned, from_scratch(tuned)):
+            kinds = [
+                dataclasses.replace(tuned, weights=weights)
+                for weights in args.weights or [recipe.weights]
+                if weights != pathlib.Path(data).name
+            ]
+            for kind in (*kinds, from_scratch(tuned)):
                 weights = kind.weights or "none"
                 output = args.runs / f"{name}-{weights}-{seed}"
                 result = common.train_or_resume(kind, output)
