@@ -209,8 +209,8 @@ for momentum, nesterov, l2, decay_all in itertools.product(
     found = []
     for one_by_one in (True, False):
         weights = [keras.Variable(value) for value in initial]
-        schedule = make_schedule("one_cycle", 0.1, 4, 2)
-        optimizer = SGD(schedule, momentum, nesterov, l2, decay_all)
+        rate = make_schedule("one_cycle", 0.1, 4, 2) if nesterov else 0.1
+        optimizer = SGD(rate, momentum, nesterov, l2, decay_all)
         optimizer.build(weights)
         for gradients_now in gradients_of:
             pairs = [

@@ -73,7 +73,8 @@ class SGD(keras.optimizers.SGD):
                 decays = [self.l2 * self._decays(value) for value in values]
                 decayed = torch._foreach_mul(values, decays)
                 steps = list(torch._foreach_add(steps, decayed))
-            steps = list(torch._foreach_mul(steps, rate))
+            factor = ops.convert_to_tensor(rate)  # of a variable, too
+            steps = list(torch._foreach_mul(steps, factor))
             torch._foreach_mul_(momenta, self.momentum)
             torch._foreach_sub_(momenta, steps)
             if self.nesterov:
