@@ -84,9 +84,9 @@ def MuffNet(
         weights: None for random ones; the path of an existing file
             (`.weights.h5`, `.h5` or `.keras`) of a model of the same structure;
             or the name of weights that ship with the package, a key of
-            `keras_muffnet.published_weights()`. "cifar10" fits `alpha=0.5`,
-            with its classifier `classes=10` and its own stem, without it any
-            stem.
+            `keras_muffnet.published_weights()`. "cifar10" and "tiny_imagenet"
+            fit `alpha=0.5`, with their classifiers `classes=10` and
+            `classes=200` and their own stems, without it any stem.
         input_tensor: Keras tensor to use as the image input. What lies
             upstream of it stays in the model.
         pooling: without the classifier, None for the feature map, "avg" or

@@ -111,6 +111,7 @@ def test_the_table_of_models_is_what_was_measured():
     # The cards are written by the command that publishes weights.
     for name, row in (
         ("cifar10_0.5", "MuffNet 0.5"),
+        ("tiny_imagenet_0.5", "MuffNet 0.5"),
         ("bccd", "SSD300 on MuffNet 0.5"),
     ):
         card = ROOT / "keras_muffnet" / "weights" / f"{name}.md"

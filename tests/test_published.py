@@ -312,7 +312,7 @@ def check_card(stem):
 
 def test_what_ships_is_whole():
     """Each network has weights that are what the catalog says, and a card."""
-    assert set(published_weights()) == {"cifar10"}
+    assert set(published_weights()) == {"cifar10", "tiny_imagenet"}
     for name, entry in published_weights().items():
         for alpha in entry.sha256:
             assert published.weights_file(name, alpha).is_file()

@@ -1,16 +1,17 @@
 r"""Compares ways of post-training quantization on networks trained in earnest.
 
     python -m tools.benchmarks.quantization_trained \
-        --cifar10 cifar10/ --photos imagenet_samples.tar.xz \
+        --cifar10 cifar10/ --tiny-imagenet tiny_imagenet/ \
+        --photos imagenet_samples.tar.xz --limit 1000 \
         --output results/quantization_trained.csv
 
-The networks: MuffNet 0.5 with its published CIFAR-10 weights, on CIFAR-10's
-test images, and EfficientNet-Lite0 with ImageNet weights (see
-`efficientnet_lite.py`), on photos, one of each of 800 classes. Both are
+The networks: MuffNet 0.5 with each of its published weights, on the test or
+validation images of their data, and EfficientNet-Lite0 with ImageNet weights
+(see `efficientnet_lite.py`), on photos, one of each of 800 classes. All are
 calibrated on 200 images: of the training split, and photos of the other 200
 classes. The ways: all that `quantize_post_training` does by default, without
 the corrected biases, with other range estimators, and TensorFlow's converter
-alone. Both networks end in logits, and so do all files. "ms" is processor time
+alone. All networks end in logits, and so do all files. "ms" is processor time
 of one image on one thread, the median of 60 interleaved runs.
 
 Interrupted, the same command resumes with the next network.
@@ -18,6 +19,7 @@ Interrupted, the same command resumes with the next network.
 
 import argparse
 import csv
+import functools
 import pathlib
 import tempfile
 import time
@@ -47,6 +49,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--cifar10", help="folder with train/ and test/")
+    parser.add_argument("--tiny-imagenet", help="folder with train/ and val/")
     parser.add_argument("--photos", type=pathlib.Path, help="archive of photos")
     parser.add_argument("--limit", type=int, help="images to evaluate on")
     parser.add_argument("--output", type=pathlib.Path, required=True)
@@ -55,8 +58,11 @@ def main() -> None:
     if args.output.exists():
         with args.output.open(newline="") as file:
             rows += csv.DictReader(file)
+    cifar10 = functools.partial(load_muffnet, "cifar10")
+    tiny = functools.partial(load_muffnet, "tiny_imagenet")
     for name, load, source in (
-        ("MuffNet 0.5, CIFAR-10 (JPEG)", load_muffnet, args.cifar10),
+        ("MuffNet 0.5, CIFAR-10 (JPEG)", cifar10, args.cifar10),
+        ("MuffNet 0.5, Tiny ImageNet", tiny, args.tiny_imagenet),
         ("EfficientNet-Lite0, photos", load_lite, args.photos),
     ):
         if source and name not in {row["model"] for row in rows}:
@@ -74,20 +80,22 @@ def spread(images: Any, labels: Any, limit: int | None) -> Any:
     return images[chosen], labels[chosen]
 
 
-def load_muffnet(folder: str) -> Any:
-    """The network, images to calibrate with, and the test split."""
+def load_muffnet(weights: str, folder: str) -> Any:
+    """The network, images to calibrate with, and those to measure on."""
     from keras_muffnet import MuffNet
     from keras_muffnet import data
+    from keras_muffnet import published_weights
 
+    entry = published_weights()[weights]
     model = MuffNet(
-        input_shape=(32, 32, 3),
         alpha=0.5,
-        classes=10,
+        classes=len(entry.class_names),
         classifier_activation=None,
-        weights="cifar10",
+        weights=weights,
     )
-    train = data.load_images(folder, "train", (32, 32), limit=CALIBRATION)
-    test = data.load_images(folder, "test", (32, 32))
+    size = (entry.size, entry.size)
+    train = data.load_images(folder, "train", size, limit=CALIBRATION)
+    test = data.load_images(folder, "test", size)
     return model, train.images, test.images, test.labels
 
 
