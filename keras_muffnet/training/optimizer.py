@@ -54,7 +54,7 @@ class SGD(keras.optimizers.SGD):
         """Updates all variables, on PyTorch by a few calls for them all.
 
         There Keras does so for its own optimizers and not for those derived
-        from them: a thousand calls, a sixteenth of a step of MuffNet 0.5. The
+        from them: a thousand calls, a twentieth of a step of MuffNet 0.5. The
         results are the same to the bit.
         """
         if keras.backend.backend() != "torch" or not self.momentum:

@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> common.Rows:
     rows = []
     for data in args.data:
         counts = {"train": args.train_images, "test": args.test_images}
-        name = f"{pathlib.Path(data).name}-{args.classes}x{args.train_images}"
+        images = pathlib.Path(data).name
+        name = f"{images}-{args.classes}x{args.train_images}"
         folder = args.runs / "images" / f"{name}-{args.test_images}"
         sample(data, folder, args.classes, counts)
         for seed in range(args.seeds):
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> common.Rows:
             kinds = [
                 dataclasses.replace(tuned, weights=weights)
                 for weights in args.weights or [recipe.weights]
-                if weights != pathlib.Path(data).name
+                if weights != images
             ]
             for kind in (*kinds, from_scratch(tuned)):
                 weights = kind.weights or "none"
@@ -216,7 +217,7 @@ def crops(data: str, split: str, classes: int) -> Iterator[Photo]:
 def print_table(rows: common.Rows) -> None:
     """Prints the mean and the range of the accuracies over the seeds."""
     print(
-        f"\n{'data':<28}{'weights':<10}{'mean':>8}{'lowest':>9}{'highest':>9}"
+        f"\n{'data':<28}{'weights':<15}{'mean':>8}{'lowest':>9}{'highest':>9}"
     )
     for data, weights in dict.fromkeys((r["data"], r["weights"]) for r in rows):
         found = [
@@ -225,7 +226,7 @@ def print_table(rows: common.Rows) -> None:
             if (row["data"], row["weights"]) == (data, weights)
         ]
         print(
-            f"{data:<28}{weights:<10}{statistics.mean(found):>8.2%}"
+            f"{data:<28}{weights:<15}{statistics.mean(found):>8.2%}"
             f"{min(found):>9.2%}{max(found):>9.2%}"
         )
 
