@@ -1,4 +1,6 @@
 import csv
+import dataclasses
+import inspect
 import math
 import pathlib
 import runpy
@@ -8,8 +10,10 @@ import keras
 import pytest
 from scipy import ndimage
 
+from keras_muffnet import MuffNet
 from keras_muffnet import SharingMatrix
 from keras_muffnet import StageSpec
+from keras_muffnet import baselines
 from keras_muffnet import stages_from_notation
 from keras_muffnet.baselines import PEERS
 from keras_muffnet.presets import closed_form_counts
@@ -21,6 +25,7 @@ from keras_muffnet.reproduction import tables
 from keras_muffnet.reproduction import theory
 from keras_muffnet.reproduction.figures import Point
 from keras_muffnet.reproduction.spectrum import constant_matrix
+from keras_muffnet.training import load_recipe
 from tests.conftest import ROOT
 
 image = pytest.importorskip("matplotlib.image")
@@ -230,6 +235,54 @@ def test_full_accuracy_is_the_paper_s_recipe():
     assert accuracy.recipe_for("full", 5, None, 7)[1].epochs == 7
     with pytest.raises(ValueError, match="`mode` must be"):
         accuracy.recipe_for("none", 5, None, None)
+
+
+@pytest.mark.parametrize("mode", accuracy.OWN_RECIPES)
+def test_other_accuracy_is_one_recipe_for_all_tables(mode):
+    recipes = [accuracy.recipe_for(mode, n, None, 7) for n in (1, 4, 5, 6)]
+    expected = dataclasses.replace(load_recipe(mode), epochs=7)
+    assert recipes == [(mode, expected)] * 4
+
+
+def test_networks_without_a_stem_are_left_out(monkeypatch, tmp_path, capsys):
+    trained = []
+
+    def train(row, recipe, name, folder):
+        trained.append(row.label)
+        return accuracy.Measurement(5, row.label, "x", name, 3, 0, 1, 1, 0.5)
+
+    monkeypatch.setattr(accuracy, "_train", train)
+    rows = tables.rows(5)
+    path = tmp_path / "accuracy.csv"
+    accuracy.measure(rows, "ranking", "x", 3, 1, path, tmp_path)
+    networks = {
+        peer.label: getattr(baselines, peer.network) for peer in PEERS
+    } | {f"MuffNet_{alpha}": MuffNet for alpha in (0.5, 1.0, 1.5)}
+    assert trained == [
+        row.label
+        for row in rows
+        if "stem" in inspect.signature(networks[row.label]).parameters
+    ]
+    assert len(trained) == 13
+    printed = capsys.readouterr().out
+    assert "DenseNet40 is left out: it has no stem 'tiny_imagenet'" in printed
+
+
+def test_rows_have_the_recipe_s_stem(monkeypatch, tmp_path):
+    pytest.importorskip("sklearn")
+    built = []
+
+    def fit(model, *_):
+        built.append(model)
+        return {"last": {"accuracy": 0.5}}
+
+    monkeypatch.setattr(accuracy, "fit", fit)
+    for name in ("ranking", "quick"):
+        recipe = dataclasses.replace(load_recipe(name), data="digits")
+        accuracy._train(tables.rows(5)[0], recipe, name, tmp_path)
+    # The first stage: 16x16, and 32x32 with the stem "auto".
+    sides = [m.get_layer("stage1_output").output.shape[1] for m in built]
+    assert sides == [16, 32]
 
 
 def test_theory_resumes_and_compares_equal_costs(monkeypatch, tmp_path):
