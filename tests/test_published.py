@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import tarfile
 
@@ -25,6 +26,7 @@ from tools import publish_weights
 
 CIFAR = ROOT.parent / "shared/data/cifar10.tar.xz"
 BCCD = ROOT.parent / "shared/data/bccd.tar.xz"
+MEASURED = {"accuracy": 0.125, "top5_accuracy": 0.625}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,14 @@ def test_a_run_is_published(run, published_folder):
     content = (folder / "digits_0.1.weights.h5").read_bytes()
     assert entry.sha256 == {0.1: hashlib.sha256(content).hexdigest()}
     card = (folder / "digits_0.1.md").read_text()
-    assert "| top 1, top 5 |" in card
+    scores = re.search(r"top 1, top 5 \| (\S+)%, (\S+)% on 360 test im", card)
+    # Of the weights that ship, not the log's.
+    again = publish_weights.accuracies(model, "digits", {"size": 32})
+    assert scores is not None
+    assert [float(x) for x in scores.groups()] == pytest.approx(
+        [100 * again["accuracy"], 100 * again["top5_accuracy"]],
+        abs=100 / 360,
+    )
     assert "25.00% on augmented training images" in card
     assert "About the digits." in card
 
@@ -124,7 +133,7 @@ def test_a_run_is_published(run, published_folder):
 
 def test_runs_in_a_row_have_one_log(run, folder, monkeypatch):
     source, _ = run
-    monkeypatch.setattr(publish_weights, "accuracy", lambda *arguments: 0.125)
+    monkeypatch.setattr(publish_weights, "accuracies", lambda *_: MEASURED)
     publish(source, monkeypatch, source)
     with open(folder / "digits_0.1.csv", newline="") as file:
         epochs = [row["epoch"] for row in csv.DictReader(file)]
@@ -170,7 +179,7 @@ def detector_run(tmp_path_factory):
 def test_a_detector_is_published(detector_run, folder, monkeypatch):
     source, model = detector_run
     monkeypatch.setattr(
-        publish_weights, "average_precision", lambda *arguments: 0.125
+        publish_weights, "average_precision", lambda *_: {"ap50": 0.125}
     )
     (folder / "catalog.json").write_text("{}")
     publish(source, monkeypatch, data="voc/")
@@ -275,10 +284,8 @@ def test_damage_is_found(published_folder):
 def test_accuracy_lost_in_float16_refuses(run, folder, monkeypatch, capsys):
     source = folder / "run"
     shutil.copytree(run[0], source)
-    figures = iter([0.9, 0.8])
-    monkeypatch.setattr(
-        publish_weights, "accuracy", lambda *args: next(figures)
-    )
+    figures = iter([{"accuracy": 0.9}, {"accuracy": 0.8}])
+    monkeypatch.setattr(publish_weights, "accuracies", lambda *_: next(figures))
     assert publish(source, monkeypatch) == 1
     assert "from 90.00% to 80.00%" in capsys.readouterr().err
     assert {path.name for path in folder.iterdir()} == {"run"}
@@ -335,9 +342,10 @@ def test_the_detector_that_ships_is_whole():
 def test_card_tells_the_accuracy():
     """The shipped weights have the accuracy of their card, measured anew."""
     model = MuffNet((32, 32, 3), alpha=0.5, weights="cifar10", classes=10)
-    found = publish_weights.accuracy(model, str(CIFAR), {"size": 32})
+    found = publish_weights.accuracies(model, str(CIFAR), {"size": 32})
     card = (published.FOLDER / "cifar10_0.5.md").read_text()
-    assert f"| top 1, top 5 | {found:.2%}," in card
+    scores = f"{found['accuracy']:.2%}, {found['top5_accuracy']:.2%}"
+    assert f"| top 1, top 5 | {scores} on 10,000 test images" in card
 
 
 @pytest.mark.skipif(
@@ -355,4 +363,4 @@ def test_card_tells_the_average_precision(tmp_path):
         settings | {"on_bad_annotation": "skip"},
     )
     card = (published.FOLDER / "bccd.md").read_text()
-    assert f"| AP50 | {found:.2%} on 72 test images |" in card
+    assert f"| AP50 | {found['ap50']:.2%} on 72 test images |" in card
