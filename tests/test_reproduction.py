@@ -1,6 +1,5 @@
 import csv
 import dataclasses
-import inspect
 import math
 import pathlib
 import runpy
@@ -10,10 +9,8 @@ import keras
 import pytest
 from scipy import ndimage
 
-from keras_muffnet import MuffNet
 from keras_muffnet import SharingMatrix
 from keras_muffnet import StageSpec
-from keras_muffnet import baselines
 from keras_muffnet import stages_from_notation
 from keras_muffnet.baselines import PEERS
 from keras_muffnet.presets import closed_form_counts
@@ -224,12 +221,34 @@ def test_accuracy_errors_are_told_in_a_line(reproduce, args, words, capsys):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--only", "table5", "--accuracy", "ranking"], "is for tables 1 to 4"),
+        (["--accuracy", "ranking"], "is for tables 1 to 4"),
+        (["--only", "figure6", "--accuracy", "quick"], "`--only` must name"),
+        (["--only", "table7", "--accuracy", "quick"], "`--only` must name"),
+        (["--only", "table4", "--accuracy", "ranking"], "`data`"),
+        (["--only", "table5", "--data", "photos/"], "--data needs --accuracy"),
+        (["--only", "table5", "--row", "MuffNet_0.5"], "--row needs"),
+    ],
+)
+def test_what_accuracy_asks_in_vain(reproduce, args, words, capsys, tmp_path):
+    try:
+        status = reproduce(*args)
+    except SystemExit as refused:
+        status = refused.code
+    assert status in (1, 2)
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "accuracy.csv").exists()
+
+
 def test_full_accuracy_is_the_paper_s_recipe():
     name, ablation = accuracy.recipe_for("full", 3, "photos/", None)
     assert (name, ablation.learning_rate, ablation.data) == (
         "imagenet",
         0.4,
-        "photos/",
+        "photos",
     )
     assert accuracy.recipe_for("full", 6, None, None)[1].learning_rate == 0.5
     assert accuracy.recipe_for("full", 5, None, 7)[1].epochs == 7
@@ -237,35 +256,38 @@ def test_full_accuracy_is_the_paper_s_recipe():
         accuracy.recipe_for("none", 5, None, None)
 
 
-@pytest.mark.parametrize("mode", accuracy.OWN_RECIPES)
-def test_other_accuracy_is_one_recipe_for_all_tables(mode):
-    recipes = [accuracy.recipe_for(mode, n, None, 7) for n in (1, 4, 5, 6)]
-    expected = dataclasses.replace(load_recipe(mode), epochs=7)
-    assert recipes == [(mode, expected)] * 4
+@pytest.mark.parametrize(("mode", "last"), [("quick", 6), ("ranking", 4)])
+def test_other_accuracy_is_one_recipe_for_its_tables(mode, last):
+    for table in range(1, 7):
+        if table > last:
+            with pytest.raises(ValueError, match="is for tables 1 to 4"):
+                accuracy.recipe_for(mode, table, None, 7)
+            continue
+        expected = dataclasses.replace(load_recipe(mode), epochs=7)
+        assert accuracy.recipe_for(mode, table, None, 7) == (mode, expected)
 
 
-def test_networks_without_a_stem_are_left_out(monkeypatch, tmp_path, capsys):
-    trained = []
+def test_rows_of_another_process_stay(monkeypatch, tmp_path):
+    path = tmp_path / "accuracy.csv"
+
+    def measured(row, seed):
+        return accuracy.Measurement(
+            5, row.label, "x", "quick", 3, seed, 1, 1, 0.5
+        )
 
     def train(row, recipe, name, folder):
-        trained.append(row.label)
-        return accuracy.Measurement(5, row.label, "x", name, 3, 0, 1, 1, 0.5)
+        # Meanwhile another process trains the next seed.
+        assert recipe.seed % 2 == 0
+        other = measured(row, recipe.seed + 1)
+        accuracy.write(path, [*accuracy.read(path), other])
+        return measured(row, recipe.seed)
 
     monkeypatch.setattr(accuracy, "_train", train)
-    rows = tables.rows(5)
-    path = tmp_path / "accuracy.csv"
-    accuracy.measure(rows, "ranking", "x", 3, 1, path, tmp_path)
-    networks = {
-        peer.label: getattr(baselines, peer.network) for peer in PEERS
-    } | {f"MuffNet_{alpha}": MuffNet for alpha in (0.5, 1.0, 1.5)}
-    assert trained == [
-        row.label
-        for row in rows
-        if "stem" in inspect.signature(networks[row.label]).parameters
-    ]
-    assert len(trained) == 13
-    printed = capsys.readouterr().out
-    assert "DenseNet40 is left out: it has no stem 'tiny_imagenet'" in printed
+    rows = tables.rows(5)[:2]
+    # A folder has one name, however it is written.
+    found = accuracy.measure(rows, "quick", "x/", 3, 4, path, tmp_path)
+    expected = [measured(row, seed) for row in rows for seed in range(4)]
+    assert sorted(found) == sorted(expected)
 
 
 def test_rows_have_the_recipe_s_stem(monkeypatch, tmp_path):

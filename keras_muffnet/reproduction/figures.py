@@ -120,7 +120,8 @@ def plot_accuracy(panels: Mapping[str, Sequence[Point]], path: Path) -> None:
     columns = list(getattr(grid, "flat", [grid]))
     # A family looks alike in all panels.
     names = {_family(p.row) for points in panels.values() for p in points}
-    looks = {name: number for number, name in enumerate(sorted(names))}
+    others = sorted(names - {"MuffNet"})
+    looks = {name: number for number, name in enumerate(others)}
     for axes, (title, points) in zip(columns, panels.items(), strict=True):
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3, which="both")
@@ -149,8 +150,8 @@ def _plot_families(
     for point in points:
         families.setdefault(_family(point.row), []).append(point)
     for family, members in sorted(families.items()):
-        number = looks[family]
         first = family == "MuffNet"
+        number = 0 if first else looks[family]
         axes.errorbar(
             [point.flops for point in members],
             [point.accuracy for point in members],

@@ -73,8 +73,7 @@ def _line(row: Row, counts: RowCounts) -> Line:
 
 def _measured_name(column: tuple[str, str, int]) -> str:
     data, recipe, epochs = column
-    name = pathlib.PurePath(data).name
-    return f"{name}, measured (%), {recipe}, {epochs} epochs"
+    return f"{data}, measured (%), {recipe}, {epochs} epochs"
 
 
 def _text(found: Summary) -> str:
@@ -114,7 +113,7 @@ def _compared(table: int, group: Mapping[str, Summary]) -> list[Line]:
     for label, found in sorted(group.items(), key=lambda x: -x[1].mean):
         line: Line = {
             "table": table,
-            "images": pathlib.PurePath(found.data).name,
+            "images": found.data,
             "recipe": found.recipe,
             "epochs": found.epochs,
             "row": label,

@@ -55,7 +55,8 @@ class SGD(keras.optimizers.SGD):
 
         There Keras does so for its own optimizers and not for those derived
         from them: a thousand calls, a twentieth of a step of MuffNet 0.5. The
-        results are the same to the bit.
+        results are the same, for float32 to the bit. Without momentum it is
+        one by one.
         """
         if keras.backend.backend() != "torch" or not self.momentum:
             super()._backend_update_step(grads, trainable_variables, rate)
