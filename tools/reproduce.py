@@ -75,9 +75,9 @@ network without its classifier, at the detector's 512x512.
 Where rows were trained alike, on two seeds or more, a table compares them:
 accuracies and their standard deviations in percent, differences in points
 beside twice their standard error (of the seeds and of the test images), and
-whether they are larger, as with three seeds some 7 of 100 are by chance. Images
-are named by the folder that was given: `cifar10` is CIFAR-10 (JPEG), images
-saved again as JPEG.
+whether they are larger. From two or three seeds the error is a rough estimate.
+Images are named by the folder that was given: `cifar10` is CIFAR-10 (JPEG),
+images saved again as JPEG.
 """
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from keras_muffnet._files import written_aside
 from keras_muffnet.cli.train import choose_backend
 from keras_muffnet.data.decoding import rgb_with_pillow
+from keras_muffnet.published import published_weights
 from keras_muffnet.training.recipe import Recipe
 from keras_muffnet.training.recipe import load_recipe
 from tools.benchmarks import common
@@ -51,12 +52,13 @@ def parse_args() -> argparse.Namespace:
         "--data",
         action="append",
         required=True,
-        help="'digits', an image folder, or a folder of Pascal VOC; may be "
-        "given several times",
+        help="'digits', an image folder, or a folder of Pascal VOC; one named "
+        "as weights are has their training images; may be given several times",
     )
     parser.add_argument(
         "--weights",
         nargs="+",
+        choices=published_weights(),
         help="published ones to start from (default: the recipe's)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
@@ -93,6 +95,10 @@ def run(args: argparse.Namespace) -> common.Rows:
         name = f"{images}-{args.classes}x{args.train_images}"
         folder = args.runs / "images" / f"{name}-{args.test_images}"
         sample(data, folder, args.classes, counts)
+        starts = args.weights or [recipe.weights]
+        if images in starts:
+            print(f"{data}: not from weights {images!r}, trained on its images")
+            starts = [weights for weights in starts if weights != images]
         for seed in range(args.seeds):
             settings: dict[str, Any] = {"data": str(folder), "seed": seed}
             if data == "digits":
@@ -100,8 +106,7 @@ def run(args: argparse.Namespace) -> common.Rows:
             tuned = dataclasses.replace(recipe, **settings)
             kinds = [
                 dataclasses.replace(tuned, weights=weights)
-                for weights in args.weights or [recipe.weights]
-                if weights != images
+                for weights in starts
             ]
             for kind in (*kinds, from_scratch(tuned)):
                 weights = kind.weights or "none"

@@ -7,7 +7,8 @@ For a quarter of the epochs the classifier alone is trained, then all layers, at
 two fifths of the learning rate. `--unfreeze-from stage2` trains the mid-level
 stage and what follows it alone, and `--freeze-norms` leaves batch normalization
 as it is; both are faster and less accurate. `--size`, `--alpha` and `--stem`
-are those of the weights; of published ones only `--alpha` must be.
+are those of the weights; of published ones only `--alpha` must be. The images
+behind `tiny_imagenet` are for research: see its model card.
 
 Cost: minutes on a CPU for some thousand images of 64x64.
 Result: the means of seeds 0 to 2, from 30 training images a class: 52.2% of 300
