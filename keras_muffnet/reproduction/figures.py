@@ -118,10 +118,10 @@ def plot_accuracy(panels: Mapping[str, Sequence[Point]], path: Path) -> None:
     """
     figure, grid = new_figure(6.4 * len(panels), 4.6, columns=len(panels))
     columns = list(getattr(grid, "flat", [grid]))
-    # A family looks alike in all panels.
+    # A family looks alike in all panels. MuffNet, the last, has its own look.
     names = {_family(p.row) for points in panels.values() for p in points}
-    others = sorted(names - {"MuffNet"})
-    looks = {name: number for number, name in enumerate(others)}
+    ordered = sorted(names, key=lambda name: (name == "MuffNet", name))
+    looks = {name: number for number, name in enumerate(ordered)}
     for axes, (title, points) in zip(columns, panels.items(), strict=True):
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3, which="both")
@@ -150,8 +150,8 @@ def _plot_families(
     for point in points:
         families.setdefault(_family(point.row), []).append(point)
     for family, members in sorted(families.items()):
+        number = looks[family]
         first = family == "MuffNet"
-        number = 0 if first else looks[family]
         axes.errorbar(
             [point.flops for point in members],
             [point.accuracy for point in members],
