@@ -171,9 +171,8 @@ def accuracies(
     model: "keras.Model", data: str, settings: dict[str, Any]
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy of a classifier on the test images."""
-    import keras
-
     from keras_muffnet import data as images
+    from keras_muffnet.training import objectives
 
     crop = preprocessing_of(model).crop
     feed = images.make_feed(
@@ -185,10 +184,7 @@ def accuracies(
     )
     model.compile(
         loss="sparse_categorical_crossentropy",  # Keras wants one
-        metrics=[
-            "accuracy",
-            keras.metrics.SparseTopKCategoricalAccuracy(5, "top5_accuracy"),
-        ],
+        metrics=objectives.accuracies(model.output_shape[-1]),
         jit_compile=False,
     )
     return model.evaluate(feed.evaluation(), verbose=0, return_dict=True)
