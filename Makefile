@@ -4,7 +4,7 @@ BIN := .venv/bin
 .PHONY: help quickstart reproduce test test-all browser lint format docs clean
 
 help:
-	@echo "make quickstart  digits from spec to served int8 model: runs/quickstart/"
+	@echo "make quickstart  digits from spec to served model and int8: runs/quickstart/"
 	@echo "make reproduce   the paper's tables and figures: results/paper/"
 	@echo "make test        the tests except the slow ones"
 	@echo "make test-all    all tests"

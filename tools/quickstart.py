@@ -1,4 +1,4 @@
-"""From stage spec to a served int8 model, on real images, in minutes.
+"""From stage spec to a served model and an int8 file, on real images.
 
 Trains MuffNet on scikit-learn's handwritten digits, exports it for TF Serving,
 quantizes it for LiteRT, serves it and asks the server for predictions. Leaves

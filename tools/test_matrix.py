@@ -1,4 +1,4 @@
-"""Runs a subset of the tests on the oldest and newest supported versions.
+"""Runs a subset of the tests on older supported versions.
 
 Each environment is a virtual environment below `.matrix/`, which is made when
 it is missing. The table of the last run is `docs/test_matrix.md`.
@@ -137,7 +137,9 @@ def table(rows: list[tuple[Environment, dict[str, int] | None]]) -> str:
         "# Test matrix",
         "",
         "Made by `python tools/test_matrix.py` on "
-        f"{datetime.date.today():%Y-%m-%d}.",
+        f"{datetime.date.today():%Y-%m-%d}: a subset of the tests, on "
+        "TensorFlow.\n`make test` runs all of them, on the newest versions and "
+        "on all backends.",
         "",
         "| Python | TensorFlow | Keras | passed | failed | skipped |",
         "|---|---|---|---|---|---|",

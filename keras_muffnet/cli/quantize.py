@@ -6,19 +6,19 @@ r"""Quantizes a trained model to int8 LiteRT files and compares them.
     muffnet quantize --model bccd --data bccd/ --on-bad skip --output runs/cells
 
 Writes to the output folder `float32.tflite`; `int8_post_training.tflite`,
-calibrated; `int8.tflite`, calibrated and fine-tuned under fake quantization;
+calibrated by the lowest and highest values; `int8.tflite`, fine-tuned from
+there under fake quantization;
 `metrics.json`, and for a classifier with --report what each layer lost. For a
 classifier the data may also be an .npz file of uint8 `train_images` and
 `test_images`, `(n, height, width, channels)`, and integer `train_labels` and
-`test_labels`. Interrupted in fine-tuning, the same command resumes after the
-last whole epoch. On two CPU cores and the 1,437 training digits MuffNet 0.5 at
-32x32 takes two minutes.
+`test_labels`. On two CPU cores and the 1,437 training digits MuffNet 0.5 at
+32x32 takes two minutes. Interrupted in fine-tuning, the same command resumes
+after the last whole epoch.
 
 Of a detector `metrics.json` has Pascal VOC's average precision at an IoU of
 0.5, of the whole area, and the mean IoU of the float file's sure boxes with
 those nearest to them. Box decoding and suppression are inside; they, the input
-and the outputs stay float32, the network is int8. Fine-tuning is by SSD's loss;
-interrupted, it starts anew.
+and the outputs stay float32, the network is int8. Fine-tuning is by SSD's loss.
 """
 
 import argparse
