@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import os
 import pathlib
 import shutil
@@ -42,6 +43,59 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(
+    folder: str | os.PathLike[str], *, wait: bool = True
+) -> Iterator[None]:
+    """Keeps other processes that ask for the same from a folder.
+
+    The lock ends with the process, however that ends.
+
+    Args:
+        folder: what to lock; it is made.
+        wait: until another process has done.
+
+    Raises:
+        BlockingIOError: at once, if another process has it and `wait` is False.
+    """
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_csv(
+    path: str | os.PathLike[str], fields: Sequence[str]
+) -> list[dict[str, str]]:
+    """Reads a table that `write_csv` wrote; no rows where there is no file.
+
+    Args:
+        path: the file.
+        fields: names of the columns, in order.
+
+    Raises:
+        ValueError: if the file has other columns, or a row has.
+    """
+    if not os.path.exists(path):
+        return []
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    names = list(reader.fieldnames or ())
+    if names != list(fields) or any(
+        None in row or None in row.values() for row in rows
+    ):
+        raise ValueError(
+            f"{str(path)!r} must be a table of the columns "
+            f"{', '.join(fields)}. Received: {', '.join(names) or 'nothing'}"
+            + (", and rows of another length" if names == list(fields) else "")
+        )
+    return rows
 
 
 def write_csv(

@@ -111,7 +111,9 @@ def plot_curves(
     for axes, metric in zip(panels, ("loss", score), strict=True):
         if metric in history:
             axes.plot(epochs, history[metric], marker=marker, label="training")
-        axes.plot(epochs, history[f"val_{metric}"], marker=marker, label="test")
+        axes.plot(
+            epochs, history[f"val_{metric}"], marker=marker, label="held out"
+        )
         axes.set_xlabel("epoch")
         axes.set_ylabel(metric)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -394,7 +396,11 @@ def save_figure(figure: Any, path: Path) -> None:
     """
     matplotlib = load_optional("matplotlib", "examples")
     suffix = os.path.splitext(path)[1].lower()
-    unwanted = {".png": "Software", ".svg": "Date"}.get(suffix)
+    unwanted = {
+        ".png": "Software",
+        ".svg": "Date",
+        ".pdf": "CreationDate",
+    }.get(suffix)
     with (
         written_aside(path) as aside,
         # Else the names of an SVG's parts would be random.

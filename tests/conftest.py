@@ -10,6 +10,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,14 +25,26 @@ for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 # XLA takes longer to optimize them than they take to run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Tests assert no times: another process may have the core.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def free_port():
     """Returns a TCP port of this machine that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    return free_ports(1)[0]
+
+
+def free_ports(count):
+    """Returns different ones: all are held while they are drawn."""
+    with contextlib.ExitStack() as stack:
+        listeners = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            for _ in range(count)
+        ]
+        return [listener.getsockname()[1] for listener in listeners]
 
 
 @pytest.fixture

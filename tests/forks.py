@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 
 
@@ -35,10 +36,16 @@ class Fork:
             outputs=list(map(str, self._outputs)),
         )
 
-    def wait(self):
-        """Waits for its end and returns a `subprocess.CompletedProcess`."""
-        status = self._forks.ask(wait=self.pid)
+    def wait(self, timeout=600):
+        """Waits for its end and returns a `subprocess.CompletedProcess`.
+
+        Kills it after `timeout` seconds and raises TimeoutError.
+        """
+        status = self._forks.ask(wait=self.pid, timeout=timeout)
         printed = [path.read_text() for path in self._outputs]
+        if status is None:
+            said = "".join(printed)
+            raise TimeoutError(f"killed after {timeout} s. It printed: {said}")
         return subprocess.CompletedProcess(self.pid, status, *printed)
 
 
@@ -88,14 +95,26 @@ def serve():
     while line := sys.stdin.readline():
         request = json.loads(line)
         if "wait" in request:
-            _, status = os.waitpid(request["wait"], 0)
-            answer = os.waitstatus_to_exitcode(status)
+            answer = await_end(request["wait"], request["timeout"])
         elif answer := os.fork():
             pass
         else:
             return request
-        print(answer, flush=True)
+        print(json.dumps(answer), flush=True)
     sys.exit()
+
+
+def await_end(pid, timeout):
+    """Returns the exit code of a fork; None for one that had to be killed."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
 
 
 def main():

@@ -163,17 +163,24 @@ def test_weights_of_a_muffnet_have_the_classes_of_the_images(
     network = MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=3)
     path = tmp_path / "w.weights.h5"
     network.save_weights(path)
-    loaded = []
-    monkeypatch.setattr(
-        quantize_classifier, "quantize", lambda model, _: loaded.append(model)
-    )
+    loaded, filled = [], []
+
+    def keep(model, args):
+        loaded.append(model)
+        filled.append((args.test_split, args.on_bad))
+
+    monkeypatch.setattr(quantize_classifier, "quantize", keep)
     command = ["quantize", f"--model={path}", f"--output={tmp_path / 'out'}"]
     images = f"--data={photos}"
     muffnet(*command, images, "--alpha=0.1", "--size=32")
-    for wanted, found in zip(
-        network.get_weights(), loaded[0].get_weights(), strict=True
-    ):
-        np.testing.assert_array_equal(found, wanted)
+    arrays = ("--data=d.npz", "--classes=3")
+    muffnet(*command, *arrays, "--alpha=0.1", "--size=32")
+    for model in loaded:
+        for wanted, found in zip(
+            network.get_weights(), model.get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(found, wanted)
+    assert filled == [("test", "raise")] * 2
     for flags, missing in (
         ([images, "--size=32"], "--alpha"),
         ([images, "--alpha=0.1"], "--size"),
@@ -181,6 +188,27 @@ def test_weights_of_a_muffnet_have_the_classes_of_the_images(
     ):
         error = muffnet(*command, *flags, status=1)
         assert f"{missing} must be given for a .weights.h5 file" in error
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--train-split=train",
+        "--test-split=test",
+        "--validation-split=0.1",
+        "--nested=top",
+        "--on-bad=raise",
+        "--size=16",
+    ],
+)
+def test_flags_of_images_are_refused_for_arrays(
+    to_quantize, muffnet, tmp_path, flag
+):
+    error = muffnet(*to_quantize, f"--output={tmp_path}", flag, status=1)
+    name, _, value = flag.partition("=")
+    assert error.endswith(
+        f"{name} must be left out for an .npz file. Received: {value}"
+    )
 
 
 def given(**kwargs):

@@ -4,6 +4,7 @@ import argparse
 import base64
 import io
 import json
+import re
 import sys
 import urllib.request
 
@@ -210,17 +211,21 @@ def boxes(tmp_path_factory):
 def test_an_int8_detector_from_one_command(files, boxes, tmp_path, muffnet):
     folder, *_ = files
     output = tmp_path / "int8"
-    muffnet(
+    printed = muffnet(
         *("quantize", "--model", folder / "model.keras", "--data", boxes),
         *("--output", output, "--epochs", 1, "--batch-size", 2),
     )
-    metrics = json.loads((output / "metrics.json").read_text())
+    text = (output / "metrics.json").read_text()
+    metrics = json.loads(text, parse_constant=pytest.fail)
     assert set(metrics) == {"float32", "int8_post_training", "int8"}
     for name, row in metrics.items():
         path = output / f"{name}.tflite"
         assert row["bytes"] == path.stat().st_size
         assert 0 <= row["ap50"] <= 1
         assert load_detector(path).size == (64, 64)
+        # The untrained detector is sure of nothing.
+        assert row["iou_with_float"] is None
+    assert re.search(r"^int8 .+ -$", printed, re.MULTILINE)
     assert metrics["int8"]["bytes"] < metrics["float32"]["bytes"]
 
 
@@ -236,7 +241,7 @@ def test_agreement_of_boxes_is_that_of_the_same_class():
     assert quantize_detector.agreement(expected, mine) == pytest.approx(0.25)
     none = [found(np.zeros((0, 4)), [], [])]
     assert quantize_detector.agreement(expected, none) == 0
-    assert np.isnan(quantize_detector.agreement(none, mine))
+    assert quantize_detector.agreement(none, mine) is None
 
 
 def test_a_detector_is_evaluated_by_the_same_command(

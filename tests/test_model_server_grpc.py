@@ -416,12 +416,14 @@ def test_the_graph_s_errors_keep_their_code_and_are_cut(predictions):
 
 
 def test_deadlines(predictions):
+    request = request_for("hold", {"x": vector(1)})
+    release.set()
+    predictions.Predict(request, timeout=60)  # the first takes longest
     holding.clear()
     release.clear()
-    request = request_for("hold", {"x": vector(1)})
     try:
         with pytest.raises(grpc.RpcError) as error:
-            predictions.Predict(request, timeout=1)
+            predictions.Predict(request, timeout=2)
         assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert holding.is_set()
         # Nobody else waits.

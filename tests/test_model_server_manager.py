@@ -72,7 +72,7 @@ def latest(manager, name="m"):
 
 def wait_for_end(manager, version, name="m"):
     """Unloading happens in a thread of its own."""
-    for _ in range(1000):
+    for _ in range(6000):
         if states(manager, name)[version] == State.END:
             return
         threading.Event().wait(0.01)

@@ -19,7 +19,7 @@ from tensorflow_serving.apis import predict_pb2
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from tests.conftest import ROOT
-from tests.conftest import free_port
+from tests.conftest import free_ports
 
 MIB = 2**20
 LIMITS = {
@@ -34,7 +34,7 @@ class Server:
     """A server in a process of its own, which holds nothing of other tests."""
 
     def __init__(self, base):
-        self.rest_port, self.grpc_port = free_port(), free_port()
+        self.rest_port, self.grpc_port = free_ports(2)
         flags = {
             "model_base_path": base,
             "model_name": "toy",

@@ -341,7 +341,7 @@ class Browser:
         return [element.text for element in self.find_all(css)]
 
     def wait(self, condition):
-        return WebDriverWait(self.driver, 20, 0.02).until(lambda _: condition())
+        return WebDriverWait(self.driver, 60, 0.02).until(lambda _: condition())
 
     def settle(self):
         self.wait(

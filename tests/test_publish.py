@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -32,6 +31,8 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving import publish
 from tests.conftest import ROOT
+from tests.conftest import free_port
+from tests.conftest import free_ports
 
 CONFIG = """\
 # A comment
@@ -216,7 +217,7 @@ class Embedded:
         self.base_path = folder / "muffnet"
         # Its own base path is to exist as well.
         shutil.copytree(self.base_path, folder / "other")
-        self.rest_port, self.grpc_port = free_ports()
+        self.rest_port, self.grpc_port = free_ports(2)
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -244,14 +245,6 @@ class Embedded:
         self._process.wait(30)
 
 
-def free_ports():
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 class Site:
     """A base path, a models.config and a server of them."""
 
@@ -270,7 +263,7 @@ class Site:
                 f"--config={self.config}",
                 f"--rest-port={self.server.rest_port}",
                 f"--grpc-port={self.server.grpc_port}",
-                "--timeout=20",
+                "--timeout=60",
                 *map(str, arguments[1:]),
             ]
         )
@@ -421,7 +414,7 @@ def test_what_fails_leaves_the_label(
 
 
 def test_nothing_is_copied_for_a_server_that_is_not_there(site, sources):
-    site.server.rest_port = free_ports()[0]
+    site.server.rest_port = free_port()
     assert "No answer from" in site.run("publish", sources / "2", status=1)
     assert site.folders() == ["1"]
 

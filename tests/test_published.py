@@ -21,11 +21,17 @@ from keras_muffnet.evaluation import load_detector
 from keras_muffnet.training import DetectionRecipe
 from keras_muffnet.training import build_detector
 from keras_muffnet.training import load_recipe
+from keras_muffnet.training import network
 from tests.conftest import ROOT
 from tools import publish_weights
 
 CIFAR = ROOT.parent / "shared/data/cifar10.tar.xz"
 BCCD = ROOT.parent / "shared/data/bccd.tar.xz"
+SHIPPED = published_weights()
+SETTINGS = {
+    **{"alpha": 0.1, "size": 32, "stem": "auto", "epochs": 1, "seed": 0},
+    **{"batch_size": 250, "learning_rate": 0.1, "ema": None},
+}
 MEASURED = {"accuracy": 0.125, "top5_accuracy": 0.625}
 
 
@@ -38,8 +44,7 @@ def run(tmp_path_factory):
     model.save(folder / "best.keras")
     digits = [str(digit) for digit in range(10)]
     configuration = {
-        "settings": {"alpha": 0.1, "size": 32, "stem": "auto", "epochs": 1}
-        | {"seed": 0, "mixup": None},
+        "settings": SETTINGS,
         "network": model.name,
         "parameters": model.count_params(),
         "classes": digits,
@@ -47,7 +52,8 @@ def run(tmp_path_factory):
         "test_images": 360,
         "versions": {"keras": keras.__version__},
     }
-    result = {"best": {"epoch": 1, "accuracy": 0.1, "top5_accuracy": 0.5}}
+    figures = {"epoch": 1, "accuracy": 0.1, "top5_accuracy": 0.5}
+    result = {"best": figures, "last": figures | {"accuracy": 0.0625}}
     (folder / "configuration.json").write_text(json.dumps(configuration))
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "log.csv").write_text(
@@ -113,13 +119,15 @@ def test_a_run_is_published(run, published_folder):
     card = (folder / "digits_0.1.md").read_text()
     scores = re.search(r"top 1, top 5 \| (\S+)%, (\S+)% on 360 test im", card)
     # Of the weights that ship, not the log's.
-    again = publish_weights.accuracies(model, "digits", {"size": 32})
+    again = publish_weights.accuracies(model, "digits", SETTINGS)
     assert scores is not None
     assert [float(x) for x in scores.groups()] == pytest.approx(
         [100 * again["accuracy"], 100 * again["top5_accuracy"]],
         abs=100 / 360,
     )
-    assert "25.00% on augmented training images" in card
+    # Not the log's 12.5%, which may be of validation images.
+    assert "6.25% top 1 on the test images, 25.00% on augmented" in card
+    assert "stem 'cifar' at 32x32" in card
     assert "About the digits." in card
 
     loaded = MuffNet((32, 32, 3), alpha=0.1, weights="digits", classes=10)
@@ -227,6 +235,33 @@ def test_a_detector_on_a_peer_does_not_ship(
     assert publish(source, monkeypatch, data="voc/") == 1
     assert "must be 'muffnet'" in capsys.readouterr().err
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "stem"),
+    [
+        ({"size": 224}, "imagenet"),
+        ({"size": 64}, "imagenet"),
+        ({"size": 64, "weights": "tiny_imagenet"}, "tiny_imagenet"),
+        ({"size": 64, "weights": "tiny_imagenet", "stem": "cifar"}, "cifar"),
+        ({"size": 64, "weights": "cifar10"}, "cifar"),
+    ],
+)
+def test_the_catalog_has_the_stem_of_the_network(
+    run, folder, monkeypatch, settings, stem
+):
+    _, model = run
+    configuration = {
+        "classes": ["a"],
+        "settings": SETTINGS | settings,
+    }
+    (folder / "catalog.json").write_text("{}")
+    monkeypatch.setattr(network, "published_weights", lambda: SHIPPED)
+    publish_weights.enter("photos", configuration, model, "0")
+    assert (
+        json.loads((folder / "catalog.json").read_text())["photos"]["stem"]
+        == stem
+    )
 
 
 def test_an_unknown_detector_is_refused():
@@ -342,7 +377,7 @@ def test_the_detector_that_ships_is_whole():
 def test_card_tells_the_accuracy():
     """The shipped weights have the accuracy of their card, measured anew."""
     model = MuffNet((32, 32, 3), alpha=0.5, weights="cifar10", classes=10)
-    found = publish_weights.accuracies(model, str(CIFAR), {"size": 32})
+    found = publish_weights.accuracies(model, str(CIFAR), SETTINGS)
     card = (published.FOLDER / "cifar10_0.5.md").read_text()
     scores = f"{found['accuracy']:.2%}, {found['top5_accuracy']:.2%}"
     assert f"| top 1, top 5 | {scores} on 10,000 test images" in card
@@ -360,7 +395,7 @@ def test_card_tells_the_average_precision(tmp_path):
     found = publish_weights.average_precision(
         pretrained_ssd("bccd"),
         str(tmp_path / "bccd"),
-        settings | {"on_bad_annotation": "skip"},
+        settings | {"on_bad": "skip"},
     )
     card = (published.FOLDER / "bccd.md").read_text()
     assert f"| AP50 | {found['ap50']:.2%} on 72 test images |" in card

@@ -278,8 +278,9 @@ def test_rows_of_another_process_stay(monkeypatch, tmp_path):
     def train(row, recipe, name, folder):
         # Meanwhile another process trains the next seed.
         assert recipe.seed % 2 == 0
-        other = measured(row, recipe.seed + 1)
-        accuracy.write(path, [*accuracy.read(path), other])
+        accuracy.add(path, measured(row, recipe.seed + 1))
+        # Even this one.
+        accuracy.add(path, measured(row, recipe.seed))
         return measured(row, recipe.seed)
 
     monkeypatch.setattr(accuracy, "_train", train)
@@ -334,6 +335,10 @@ def test_theory_resumes_and_compares_equal_costs(monkeypatch, tmp_path):
         ("plain", 1, 1),
     ]
     assert set(first) < set(second) == set(theory.read(path))
+    other = tmp_path / "other.csv"
+    other.write_text("network,frequency\nplain,1\n")
+    with pytest.raises(ValueError, match=r"other\.csv' must be a table of"):
+        theory.run(other, seeds=1)
     (line,) = theory.summarize(second)
     errors = sorted(c.error for c in second if c.network == "plain")
     assert line["plain, median error"] == f"{sum(errors) / 2:.4f}"

@@ -430,9 +430,9 @@ def test_connections_that_break(fake, kind):
 
 @KINDS
 def test_deadlines(fake, stub, kind):
-    fake.answers.append((200, 1.0))
+    fake.answers.append((200, 10.0))
     with (
-        kind(fake.url, "m", timeout=0.4) as client,
+        kind(fake.url, "m", timeout=2) as client,
         pytest.raises(ServingError, match="DEADLINE_EXCEEDED"),
     ):
         client.predict({"x": [1.0]})

@@ -2,8 +2,11 @@
 
 import functools
 import json
+import os
+import signal
 import socket
 import sys
+import time
 
 import keras
 import numpy as np
@@ -183,12 +186,133 @@ def test_two_devices_of_tensorflow_train_as_one(start, tmp_path):
     assert_same(one, two)
 
 
-def test_a_process_that_fails_ends_the_others():
+def test_a_process_that_fails_ends_the_others(tmp_path):
     code = (
-        "import sys, time\nif sys.argv[-1] == '1': sys.exit(4)\ntime.sleep(60)"
+        "import pathlib, sys, time\n"
+        "if sys.argv[-1] == '1': sys.exit(4)\n"
+        "time.sleep(20)\n"
+        "pathlib.Path(sys.argv[1], 'slept').touch()"
     )
-    assert devices.run_here([sys.executable, "-c", code], 2) == 4
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert devices.run_here(command, 2) == 4
+    assert not (tmp_path / "slept").exists()
     assert devices.run_here([sys.executable, "-c", "pass"], 2) == 0
+
+
+# A child counts the signals that it gets within some seconds of the first.
+COUNTING = """
+import pathlib, signal, sys, time
+def write(name):
+    pathlib.Path(sys.argv[1], name + sys.argv[-1]).write_text(str(len(seen)))
+seen = []
+for number in signal.SIGINT, signal.SIGTERM:
+    signal.signal(number, lambda *_: seen.append(number))
+write("started")
+end = time.monotonic() + 60
+while not seen and time.monotonic() < end:
+    time.sleep(0.01)
+write("seen")
+time.sleep(float(sys.argv[2]))
+write("ended")
+sys.exit(1)
+"""
+# It is in a group of its own, as a terminal's commands are.
+PARENT = """
+import os, sys
+from keras_muffnet.cli import common
+from keras_muffnet.training import devices
+os.setpgid(0, 0)
+sys.exit(common.run(lambda: devices.run_here(sys.argv[1:], 2), "it"))
+"""
+
+
+@pytest.fixture
+def start_counting(forks, tmp_path):
+    """Starts `run_here` with children that count for so many seconds."""
+
+    def start(seconds):
+        command = (sys.executable, "-c", COUNTING, tmp_path, seconds)
+        one = forks("tensorflow").start("-c", PARENT, *command)
+        wait_for(tmp_path, "started")
+        return one
+
+    return start
+
+
+def wait_for(folder, name):
+    end = time.monotonic() + 60
+    while len(list(folder.glob(f"{name}[01]"))) < 2:
+        assert time.monotonic() < end, f"{name} is not there"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [
+        (os.killpg, signal.SIGINT),  # as a terminal does
+        (os.kill, signal.SIGINT),
+        (os.kill, signal.SIGTERM),
+        (os.kill, signal.SIGHUP),
+    ],
+)
+def test_a_signal_reaches_each_process_once(
+    send, number, start_counting, tmp_path
+):
+    parent = start_counting(0.5)
+    send(parent.pid, number)
+    done = parent.wait()
+    assert done.returncode == 130
+    assert done.stderr == "\nit: interrupted\n"
+    for index in range(2):
+        assert (tmp_path / f"ended{index}").read_text() == "1"
+
+
+def test_a_second_ctrl_c_kills(start_counting, tmp_path):
+    parent = start_counting(20)
+    os.kill(parent.pid, signal.SIGINT)
+    wait_for(tmp_path, "seen")
+    os.kill(parent.pid, signal.SIGINT)
+    assert parent.wait().returncode == 130
+    assert not list(tmp_path.glob("ended*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["--local-processes=0"], "--local-processes must be 1 or more"),
+        (["--local-processes", "-1"], "1 or more. Received: -1"),
+        (
+            ["--local-processes=2", "--coordinator=a:1"],
+            "--coordinator must be left out with --local-processes",
+        ),
+        (["--local-processes=2", "--processes=2"], "--processes must be left"),
+        (["--local-processes=2", "--process-index=0"], "--process-index must"),
+        (["--local-processes=2", "--devices=1"], "--devices must be left out"),
+    ],
+)
+def test_flags_of_local_processes_are_checked(
+    flags, error, muffnet, monkeypatch
+):
+    monkeypatch.setattr(devices, "run_here", lambda command, count: 0)
+    assert error in muffnet("train", "quick", *flags, status=1)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--local-processes", "2"], ["--local-processes=2"]]
+)
+def test_local_processes_do_not_start_others(flags, muffnet, monkeypatch):
+    started = []
+
+    def run_here(command, count):
+        started.append((command[-4:], count))
+        return 7
+
+    monkeypatch.setattr(devices, "run_here", run_here)
+    command = ["train", "quick", *flags, "--epochs=9"]
+    monkeypatch.setattr(sys, "argv", ["muffnet", *command])
+    with pytest.raises(SystemExit, match="7"):
+        muffnet(*command)
+    assert started == [(["keras_muffnet", "train", "quick", "--epochs=9"], 2)]
 
 
 def test_xla_does_not_compile_for_several_devices_of_tensorflow(monkeypatch):

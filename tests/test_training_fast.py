@@ -124,6 +124,23 @@ def branches():
 
 compare("branches", branches, (6, 6, 5))
 
+
+def broadcast():
+    # A sum of two shapes, and axis 3 where it is not the last one.
+    inputs = keras.Input((6, 6, 8))
+    x = keras.layers.Conv2D(8, 3, padding="same")(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    pooled = keras.layers.GlobalAveragePooling2D(keepdims=True)(inputs)
+    x = keras.layers.ReLU()(keras.layers.Add()([pooled, x]))
+    y = keras.layers.Reshape((6, 3, 2, 8))(x)
+    y = keras.layers.BatchNormalization(axis=3)(y)
+    y = keras.layers.Concatenate(axis=3)([y, y])
+    y = keras.layers.Flatten()(y)
+    return keras.Model(inputs, keras.layers.Dense(3)(y))
+
+
+compare("broadcast", broadcast, (6, 6, 8))
+
 def by_formula(x, gamma, beta, add, limit):
     mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2), unbiased=False)
     y = (x - mean) * torch.rsqrt(variance + 1e-3) * gamma + beta
@@ -239,6 +256,19 @@ for backend_format, policy, reason in (
     shape = (3, 8, 8) if backend_format == "channels_first" else (8, 8, 3)
     model = muffnet(input_shape=shape)()
     assert accelerate(model) == f"Keras's own layers ({reason})"
+keras.config.set_image_data_format("channels_last")
+keras.config.set_dtype_policy("float32")
+
+
+class Doubled(keras.Model):
+    def call(self, x):
+        return x + float(x.sum()) if isinstance(x, torch.Tensor) else x * 2
+
+
+inputs = keras.Input((8, 8, 3))
+model = keras.Model(inputs, Doubled()(inputs))
+told = accelerate(model)
+assert told == "Keras's own layers (not a functional model throughout)", told
 print("done")
 """
 

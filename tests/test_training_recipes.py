@@ -87,6 +87,10 @@ def test_the_papers_recipes():
             {"freeze_norms": True},
             "`weights` must be given where `freeze_norms`",
         ),
+        (
+            {"unfreeze_from": "stage3"},
+            "`weights` must be given where `unfreeze_from`",
+        ),
         ({"data_check": "hash"}, "`data_check` must be one of times, contents"),
     ],
 )

@@ -16,7 +16,6 @@ the one before: the log and the curves then have the epochs of all.
 
 import argparse
 import csv
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -131,7 +130,7 @@ def publish(args: argparse.Namespace) -> None:
             configuration,
             seeds,
             log,
-            result[taken],
+            result,
             measured,
             preprocessing_of(model).describe(),
             about,
@@ -171,17 +170,10 @@ def accuracies(
     model: "keras.Model", data: str, settings: dict[str, Any]
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy of a classifier on the test images."""
-    from keras_muffnet import data as images
+    from keras_muffnet import training
     from keras_muffnet.training import objectives
 
-    crop = preprocessing_of(model).crop
-    feed = images.make_feed(
-        images.open_source(data),
-        dataclasses.replace(images.PLAIN, test_crop=crop),
-        size=(settings["size"], settings["size"]),
-        batch_size=250,
-        train_split="test",  # the other one is not opened
-    )
+    feed = training.open_feed(training.Recipe(**settings | {"data": data}))
     model.compile(
         loss="sparse_categorical_crossentropy",  # Keras wants one
         metrics=objectives.accuracies(model.output_shape[-1]),
@@ -218,16 +210,20 @@ def model_card(
     configuration: dict[str, Any],
     seeds: list[str],
     log: list[dict[str, str]],
-    result: dict[str, Any],
+    result: dict[str, dict[str, Any]],
     measured: dict[str, float],
     preprocessing: str,
     about: str,
 ) -> str:
     """Returns the model card, in Markdown."""
+    from keras_muffnet.training import Recipe
+    from keras_muffnet.training import network
+
     settings = configuration["settings"]
     last = {name: float(value) for name, value in log[-1].items()}
     tested = f"on {configuration['test_images']:,} test images"
-    if "ap50" in result:
+    if "ap50" in measured:
+        taken = result["last"]
         about_network = f"{configuration['network']} at {settings['size']}x"
         about_network += f"{settings['size']}"
         figures = {"AP50": f"{measured['ap50']:.2%} {tested}"}
@@ -237,14 +233,16 @@ def model_card(
             f"--on-bad {settings['on_bad']}"
         )
     else:
+        taken = result["best"]
+        used = network.stem_of(Recipe(**settings))
         about_network = (
-            f"{configuration['network']}, stem {settings['stem']!r} at "
+            f"{configuration['network']}, stem {used!r} at "
             f"{settings['size']}x{settings['size']}"
         )
         figures = {
             "top 1, top 5": f"{measured['accuracy']:.2%}, "
             f"{measured['top5_accuracy']:.2%} {tested}",
-            "last epoch": f"{last['val_accuracy']:.2%} top 1 on the test "
+            "last epoch": f"{result['last']['accuracy']:.2%} top 1 on the test "
             f"images, {last['accuracy']:.2%} on augmented training images",
         }
         choice = (
@@ -257,7 +255,7 @@ def model_card(
             f"muffnet evaluate --model {args.name} --data {args.data} "
             f"--alpha {settings['alpha']}"
         )
-    epochs = len(log) - settings["epochs"] + int(result["epoch"])
+    epochs = len(log) - settings["epochs"] + int(taken["epoch"])
     facts = {
         "network": f"{about_network}, {configuration['parameters']:,} weights, "
         "on disk as float16",
@@ -308,6 +306,8 @@ def enter(
 ) -> None:
     """Enters the file in the catalog of its kind."""
     from keras_muffnet.detection.ssd import is_detector
+    from keras_muffnet.training import Recipe
+    from keras_muffnet.training import network
 
     settings = configuration["settings"]
     path = FOLDER / (DETECTORS if is_detector(model) else CATALOG)
@@ -330,8 +330,7 @@ def enter(
             "sha256": sha256,
         }
     else:
-        stem = "cifar" if settings["stem"] == "auto" else settings["stem"]
-        entry["stem"] = stem
+        entry["stem"] = network.stem_of(Recipe(**settings))
         crop = preprocessing_of(model).crop
         if crop is not None:
             entry["crop"] = crop

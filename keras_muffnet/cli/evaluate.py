@@ -73,7 +73,6 @@ def run(args: argparse.Namespace) -> None:
 
     # The same for all formats; models of another one get it transposed.
     keras.config.set_image_data_format("channels_last")
-    network = None
     if common.is_weights(args.model):
         classes = len(common.open_images(args).class_names)
         network = common.network_arguments(args, classes)

@@ -34,6 +34,8 @@ DEFAULTS = {
     "batch_size": (32, 8),
     "calibration_images": (500, 200),
     "train_split": ("train", None),
+    "test_split": ("test", "test"),
+    "on_bad": ("raise", "raise"),
     "io_dtype": ("int8", None),
     "float_layers": ([], None),
     "report": (False, None),
@@ -47,17 +49,27 @@ CLASSIFIER_FLAGS = (
     "report",
     "emit_header",
 )
+# They say how images are read; an .npz file holds arrays.
+IMAGE_FLAGS = (
+    "train_split",
+    "test_split",
+    "validation_split",
+    "nested",
+    "on_bad",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Gives a parser this command's flags."""
     common.add_model_arguments(parser)
     common.add_data_arguments(parser)
+    # As of all in DEFAULTS, so that it is known what was given.
+    parser.set_defaults(on_bad=None)
     parser.add_argument(
         "--train-split",
         help="(default: train; of a detector trainval where there is one)",
     )
-    parser.add_argument("--test-split", default="test", help="(default: test)")
+    parser.add_argument("--test-split", help="(default: test)")
     parser.add_argument(
         "--output", required=True, type=pathlib.Path, help="folder"
     )
@@ -127,7 +139,15 @@ def run(args: argparse.Namespace) -> None:
     else:
         from keras_muffnet.cli import quantize_classifier
 
+        if args.data.endswith(".npz"):
+            refuse_image_flags(args)
         quantize_classifier.quantize(model, with_defaults(args, 0))
+
+
+def refuse_image_flags(args: argparse.Namespace) -> None:
+    """Refuses what an .npz file has no use for; weights need their size."""
+    size = () if common.is_weights(args.model) else ("size",)
+    common.refuse(args, (*IMAGE_FLAGS, *size), "for an .npz file")
 
 
 def with_defaults(args: argparse.Namespace, kind: int) -> argparse.Namespace:

@@ -153,7 +153,6 @@ def load_data(
     from keras_muffnet import data
 
     if args.data.endswith(".npz"):
-        common.refuse(args, ("validation_split", "nested"), "for an .npz file")
         return *load_npz(args.data, args.train_images, args.seed), None
     *sides, channels = model.input_shape[1:]
     size = common.image_size(args, (sides[0], sides[1]))

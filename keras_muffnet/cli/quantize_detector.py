@@ -63,12 +63,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     metrics = compare(files, args, source, size)
     with written_aside(args.output / "metrics.json") as aside:
         aside.write_text(json.dumps(metrics, indent=2) + "\n")
-    print(f"{'file':<22}{'bytes':>12}{'AP50':>9}{'IoU with float':>16}")
-    for name, row in metrics.items():
-        print(
-            f"{name:<22}{row['bytes']:>12,}{row['ap50']:>9.2%}"
-            f"{row['iou_with_float']:>16.3f}"
-        )
+    print_table(metrics)
     print(f"Files: {args.output}")
 
 
@@ -212,10 +207,21 @@ def compare(
     return metrics
 
 
-def agreement(expected: list[Any], found: list[Any]) -> float:
+def print_table(metrics: dict[str, Any]) -> None:
+    """Prints a row for each file."""
+    print(f"{'file':<22}{'bytes':>12}{'AP50':>9}{'IoU with float':>16}")
+    for name, row in metrics.items():
+        near = row["iou_with_float"]
+        print(
+            f"{name:<22}{row['bytes']:>12,}{row['ap50']:>9.2%}"
+            f"{'-' if near is None else f'{near:.3f}':>16}"
+        )
+
+
+def agreement(expected: list[Any], found: list[Any]) -> float | None:
     """Mean IoU of sure float boxes with the nearest box of the same class.
 
-    Sure are scores of 0.5 or more. NaN if there are none.
+    Sure are scores of 0.5 or more. None if there are none.
     """
     from keras import ops
 
@@ -229,4 +235,4 @@ def agreement(expected: list[Any], found: list[Any]) -> float:
             theirs.classes[sure][:, None] == mine.classes[None]
         )
         best.extend(overlaps.max(axis=1, initial=0.0))
-    return float(np.mean(best)) if best else float("nan")
+    return float(np.mean(best)) if best else None

@@ -242,9 +242,8 @@ def train_classifier(
     from keras_muffnet.training import fit
     from keras_muffnet.training import open_feed
 
-    if args.local_processes is not None and args.coordinator is None:
-        command = [sys.executable, "-m", "keras_muffnet", *sys.argv[1:]]
-        raise SystemExit(devices.run_here(command, args.local_processes))
+    if args.local_processes is not None:
+        raise SystemExit(train_here(args))
     configure_keras(recipe)
     processes = devices.find_processes(
         os.environ, args.coordinator, args.processes, args.process_index
@@ -265,6 +264,31 @@ def train_classifier(
             f"{row['top5_accuracy']:>9.2%}{row['loss']:>9.4f}"
         )
     say(f"{feed.report()}\nFiles: {output}")
+
+
+def train_here(args: argparse.Namespace) -> int:
+    """Runs this command as several processes; returns the exit status.
+
+    Raises:
+        ValueError: if there are to be none, or flags say that this is one.
+    """
+    from keras_muffnet.training import devices
+
+    if args.local_processes < 1:
+        raise ValueError(
+            "--local-processes must be 1 or more. "
+            f"Received: {args.local_processes}"
+        )
+    others = [name for name in DEVICES if name != "local_processes"]
+    common.refuse(args, others, "with --local-processes")
+    command = [sys.executable, "-m", "keras_muffnet"]
+    given = iter(sys.argv[1:])
+    for argument in given:
+        if argument == "--local-processes":
+            next(given)
+        elif not argument.startswith("--local-processes="):
+            command.append(argument)
+    return devices.run_here(command, args.local_processes)
 
 
 def train_detector(recipe: DetectionRecipe, output: pathlib.Path) -> None:

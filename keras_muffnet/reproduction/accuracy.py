@@ -1,6 +1,5 @@
 """Accuracies of the tables' rows, measured by identical training."""
 
-import csv
 import dataclasses
 import math
 import pathlib
@@ -12,7 +11,9 @@ from typing import NamedTuple
 
 import keras
 
-from keras_muffnet._files import written_aside
+from keras_muffnet._files import locked
+from keras_muffnet._files import read_csv
+from keras_muffnet._files import write_csv
 from keras_muffnet.blocks import image_shape
 from keras_muffnet.reproduction.tables import Row
 from keras_muffnet.training import Recipe
@@ -171,7 +172,7 @@ def measure(
             found = _train(
                 row, dataclasses.replace(recipe, seed=seed), name, folder
             )
-            write(path, [*read(path), found])
+            add(path, found)
     return read(path)
 
 
@@ -237,22 +238,25 @@ def summarize(row: Row, measurements: Iterable[Measurement]) -> list[Summary]:
 
 def read(path: pathlib.Path) -> list[Measurement]:
     """Reads measurements of a CSV file; none where there is no file."""
-    if not path.exists():
-        return []
     kinds = Measurement.__annotations__
-    with path.open(newline="") as file:
-        return [
-            Measurement(**{k: kinds[k](v) for k, v in line.items()})
-            for line in csv.DictReader(file)
-        ]
+    return [
+        Measurement(**{k: kinds[k](v) for k, v in line.items()})
+        for line in read_csv(path, Measurement._fields)
+    ]
 
 
-def write(path: pathlib.Path, measurements: Iterable[Measurement]) -> None:
-    """Writes measurements to a CSV file, in the order of their fields."""
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Measurement._fields)
-        writer.writerows(sorted(measurements))
+def add(path: pathlib.Path, found: Measurement) -> None:
+    """Adds a measurement to a CSV file, in place of one of the same training.
+
+    Rows that another process added meanwhile stay.
+    """
+    with locked(path.parent):
+        rows = {row[:6]: row for row in [*read(path), found]}
+        write_csv(
+            path,
+            map(Measurement._asdict, sorted(rows.values())),
+            Measurement._fields,
+        )
 
 
 def _shared_table(table: int) -> int:

@@ -7,7 +7,6 @@ single pixel, s0 = 1, all convolutions are 1x1: the input is a number in [0, 1],
 and many of them side by side make an "image".
 """
 
-import csv
 import functools
 import pathlib
 from typing import Any
@@ -18,7 +17,9 @@ import numpy as np
 from keras import KerasTensor
 from keras import layers
 
-from keras_muffnet._files import written_aside
+from keras_muffnet._files import locked
+from keras_muffnet._files import read_csv
+from keras_muffnet._files import write_csv
 from keras_muffnet.blocks import federated_stage
 from keras_muffnet.complexity import count_complexity
 from keras_muffnet.federation import SharingMatrix
@@ -57,6 +58,7 @@ def run(path: pathlib.Path, seeds: int, steps: int = STEPS) -> list[Cell]:
     """Trains what is missing in a CSV file, and returns all of it.
 
     The file is written after each network, so that an interrupted run resumes.
+    Other processes may add rows to it meanwhile.
 
     Args:
         path: the file; it may not exist yet.
@@ -66,21 +68,28 @@ def run(path: pathlib.Path, seeds: int, steps: int = STEPS) -> list[Cell]:
     Raises:
         ValueError: if the file holds something else.
     """
-    done = {cell[:3]: cell for cell in read(path)}
+    done = _by_key(read(path))
     for seed in range(seeds):
         for frequency in FREQUENCIES:
             for network in NETWORKS:
                 key = (network, frequency, seed)
                 if key in done:
                     continue
-                done[key] = train(network, frequency, seed, steps)
-                write(path, sorted(done.values(), key=_order))
+                found = train(network, frequency, seed, steps)
+                with locked(path.parent):
+                    done = _by_key([*read(path), found])
+                    rows = sorted(done.values(), key=_order)
+                    write_csv(path, map(Cell._asdict, rows), Cell._fields)
                 print(
                     f"seed {seed}, {frequency:>2} periods, {network:<9} "
-                    f"error {done[key].error:.4f}",
+                    f"error {found.error:.4f}",
                     flush=True,
                 )
     return sorted(done.values(), key=_order)
+
+
+def _by_key(cells: list[Cell]) -> dict[tuple[str, int, int], Cell]:
+    return {cell[:3]: cell for cell in cells}
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
@@ -128,7 +137,10 @@ def _compiled(network: str, steps: int) -> keras.Model:
             keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
         ),
         loss="mse",
-        steps_per_execution=min(steps, 100),
+        # Keras has no more than one on PyTorch.
+        steps_per_execution=(
+            1 if keras.backend.backend() == "torch" else min(steps, 100)
+        ),
     )
     model.optimizer.build(model.trainable_variables)
     return model
@@ -212,24 +224,8 @@ def summarize(cells: list[Cell]) -> list[dict[str, Any]]:
 
 def read(path: pathlib.Path) -> list[Cell]:
     """Reads the cells of a CSV file; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [
-            Cell(
-                row["network"],
-                int(row["frequency"]),
-                int(row["seed"]),
-                int(row["macs"]),
-                float(row["error"]),
-            )
-            for row in csv.DictReader(file)
-        ]
-
-
-def write(path: pathlib.Path, cells: list[Cell]) -> None:
-    """Writes cells to a CSV file."""
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Cell._fields)
-        writer.writerows(cells)
+    kinds = Cell.__annotations__
+    return [
+        Cell(**{k: kinds[k](v) for k, v in row.items()})
+        for row in read_csv(path, Cell._fields)
+    ]

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -301,32 +302,75 @@ def jit_compile(wanted: bool | None) -> bool | str:
 def run_here(command: Sequence[str], count: int) -> int:
     """Runs a command in several processes of this host, and waits for them.
 
+    The first Ctrl-C or SIGTERM is passed on to them, and they end in their own
+    time. A second Ctrl-C kills them. To be called in the main thread.
+
     Args:
         command: gets `--coordinator`, `--processes` and `--process-index`.
         count: how many.
 
     Returns:
         The first exit status that is not 0; the others are then ended.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once all have ended.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count)]
-    running = [
-        subprocess.Popen([*command, *flags, "--process-index", str(index)])
-        for index in range(count)
-    ]
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # of nohup
+        numbers.append(signal.SIGHUP)
+    received: list[int] = []
+    before = {
+        number: signal.signal(number, lambda got, frame: received.append(got))
+        for number in numbers
+    }
+    running: list[subprocess.Popen] = []
     try:
-        while True:
-            ended = [
-                status for p in running if (status := p.poll()) is not None
-            ]
-            failed = next((status for status in ended if status), 0)
-            if failed or len(ended) == count:
-                return failed
-            time.sleep(0.1)
+        for index in range(count):
+            running.append(
+                subprocess.Popen(
+                    [*command, *flags, "--process-index", str(index)],
+                    # A terminal's Ctrl-C reaches this process alone.
+                    start_new_session=True,
+                )
+            )
+        status = _wait_for(running, received)
     finally:
-        for one in running:
-            one.terminate()
-        for one in running:
-            one.wait()
+        for number, handler in before.items():
+            # None: it was not set from Python.
+            signal.signal(number, handler or signal.SIG_DFL)
+        try:
+            for one in running:
+                one.terminate()
+            for one in running:
+                one.wait()
+        finally:
+            for one in running:
+                one.kill()
+    if received:
+        raise KeyboardInterrupt
+    return status
+
+
+def _wait_for(
+    running: Sequence[subprocess.Popen], received: Sequence[int]
+) -> int:
+    """Waits until one fails or all end; all, once a signal was received."""
+    passed_on = False
+    while True:
+        if received and not passed_on:
+            passed_on = True
+            for one in running:
+                # Not SIGTERM, which JAX ignores until a run takes note of it.
+                one.send_signal(signal.SIGINT)
+        if signal.SIGINT in received[1:]:
+            for one in running:
+                one.kill()
+        ended = [status for p in running if (status := p.poll()) is not None]
+        failed = next((status for status in ended if status), 0)
+        if len(ended) == len(running) or (failed and not received):
+            return failed
+        time.sleep(0.1)

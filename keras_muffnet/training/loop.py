@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_muffnet._files import locked
 from keras_muffnet._files import written_aside
 from keras_muffnet.training import checkpoints
 from keras_muffnet.training import devices
@@ -139,6 +140,7 @@ def fit(
         ValueError: if the folder holds a run of another configuration, naming
             what differs, or none of its checkpoints is whole; or if XLA is to
             compile for several devices of TensorFlow.
+        RuntimeError: if another process trains in the folder.
         OSError: if a file cannot be written. The checkpoints before stay.
     """
     if task is None:
@@ -148,13 +150,31 @@ def fit(
                 f"classifier. Received: task=None, recipe={recipe!r}"
             )
         task = Classification(recipe, feed)
-    run = _Run(model, recipe, feed, pathlib.Path(output), verbose, task)
-    with run.signals:
-        run.train()
-        result = run.close()
+    with _alone(pathlib.Path(output)):
+        run = _Run(model, recipe, feed, pathlib.Path(output), verbose, task)
+        with run.signals:
+            run.train()
+            result = run.close()
     if run.signals.received:
         raise Interrupted("after the last epoch")
     return result
+
+
+@contextlib.contextmanager
+def _alone(output: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs from the folder of a run."""
+    if not devices.is_first():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(output, wait=False))
+        except BlockingIOError as error:
+            raise RuntimeError(
+                "`output` must be a folder that no other process trains in. "
+                f"Received: {str(output)!r}"
+            ) from error
+        yield
 
 
 class _Run:
@@ -323,7 +343,10 @@ class _Run:
             phase.learning_rate,
             (phase.end - phase.begin) * steps,
             # Freezing comes without: a classifier alone does no harm.
-            round(recipe.warm_up_epochs * steps)
+            min(
+                round(recipe.warm_up_epochs * steps),
+                (phase.end - phase.begin) * steps - 1,
+            )
             if phase.end == recipe.epochs
             else 0,
         )
@@ -456,9 +479,10 @@ class _Guard(keras.callbacks.Callback):
         # Not the other way round: NaN is below nothing.
         if not loss < self.limit:
             raise DivergedError(
-                f"The loss is {loss:.4g} at step {self.number(batch)}, at "
-                f"learning rate {self.learning_rate(batch):.4g}. A lower "
-                "learning rate or a longer warm-up may help"
+                f"The mean loss of the epoch is {loss:.4g} at step "
+                f"{self.number(batch)}, at learning rate "
+                f"{self.learning_rate(batch):.4g}. A lower learning rate or a "
+                "longer warm-up may help"
             )
 
 

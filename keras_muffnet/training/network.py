@@ -3,9 +3,12 @@
 import difflib
 import os
 from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
+from keras_muffnet.assembly import choose_stem
 from keras_muffnet.blocks import image_shape
 from keras_muffnet.muffnet import MuffNet
 from keras_muffnet.preprocessing import Preprocessing
@@ -44,6 +47,9 @@ def configure_keras(recipe: RunRecipe) -> None:
     elif keras.backend.backend() == "torch":
         import torch
 
+        # cuBLAS is deterministic with a work space of its own alone; read
+        # when it first computes.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     else:
         # Read when JAX first uses a GPU; on the CPU it is deterministic.
@@ -66,14 +72,10 @@ def build_network(recipe: Recipe, classes: int) -> keras.Model:
             not fit it.
         OSError: if the file of the weights is damaged.
     """
-    published = published_weights().get(recipe.weights or "")
-    stem = recipe.stem
-    if stem == "auto" and published is not None:
-        stem = published.stem  # as `MuffNet` does
     model = MuffNet(
         input_shape=image_shape(recipe.size),
         alpha=recipe.alpha,
-        stem=stem,
+        stem=stem_of(recipe),
         classes=classes,
         classifier_activation=None,
     )
@@ -82,6 +84,18 @@ def build_network(recipe: Recipe, classes: int) -> keras.Model:
     if recipe.weights is not None:
         load_weights(model, recipe)
     return model
+
+
+def stem_of(recipe: Recipe) -> str:
+    """The stem of a recipe's network, where "auto" is chosen as `MuffNet` does.
+
+    Args:
+        recipe: the recipe.
+    """
+    published = published_weights().get(recipe.weights or "")
+    if recipe.stem == "auto" and published is not None:
+        return published.stem
+    return choose_stem(recipe.stem, image_shape(recipe.size))
 
 
 def load_weights(model: keras.Model, recipe: Recipe) -> None:
@@ -180,7 +194,7 @@ def train_from(
         model: a functional model.
         level: what the name of the level's first layer starts with; None
             freezes none.
-        freeze_norms: freezes all batch normalization, wherever it is.
+        freeze_norms: freezes all batch normalization, also of nested models.
 
     Raises:
         ValueError: if no layer's name starts so, naming near ones.
@@ -197,9 +211,17 @@ def train_from(
             + f". Received: unfreeze_from={level!r}"
         )
     for number, layer in enumerate(model.layers):
-        layer.trainable = number >= starts[0] and not (
-            freeze_norms and isinstance(layer, keras.layers.BatchNormalization)
-        )
+        layer.trainable = number >= starts[0]
+        for norm in _norms(layer) if freeze_norms else ():
+            norm.trainable = False
+
+
+def _norms(layer: Any) -> Iterator[keras.layers.Layer]:
+    """All batch normalization of a layer, which may be a model."""
+    if isinstance(layer, keras.layers.BatchNormalization):
+        yield layer
+    for part in getattr(layer, "layers", ()):
+        yield from _norms(part)
 
 
 def gives_logits(model: keras.Model) -> bool:

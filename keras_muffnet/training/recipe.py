@@ -166,7 +166,9 @@ class Recipe(RunRecipe):
         None,
     )
     unfrozen_learning_rate: float | None = _setting(
-        "the same after freeze_epochs; none keeps learning_rate", None
+        "the highest learning rate after freeze_epochs; none keeps "
+        "learning_rate",
+        None,
     )
     augmentation: str = _setting(
         "how training images are varied: one of " + ", ".join(AUGMENTATIONS),
@@ -194,6 +196,12 @@ class Recipe(RunRecipe):
             raise ValueError(
                 "`weights` must be given where `freeze_norms` is True. "
                 "Received: weights=None, freeze_norms=True"
+            )
+        if self.unfreeze_from is not None and self.weights is None:
+            raise ValueError(
+                "`weights` must be given where `unfreeze_from` is: random "
+                "layers would be frozen. Received: weights=None, "
+                f"unfreeze_from={self.unfreeze_from!r}"
             )
         if self.freeze_epochs % 1 and self.freeze_epochs > 1:
             raise ValueError(

@@ -83,7 +83,7 @@ class Task(Protocol):
     Attributes:
         score: the figure, of those of `evaluate`, that is the higher the better
             and says which epoch is the best; at least 0.
-        diverged: loss of a step at which the run is stopped.
+        diverged: mean loss of an epoch's steps at which the run is stopped.
         preprocessing: how test images are made ready; saved with the model.
     """
 
@@ -133,8 +133,8 @@ class Classification:
         frozen, rate = recipe.frozen_epochs, recipe.learning_rate
         if frozen:
             phases.append(Phase(0, frozen, rate, train_classifier_only))
-            if recipe.unfrozen_learning_rate is not None:
-                rate = recipe.unfrozen_learning_rate
+        if recipe.unfrozen_learning_rate is not None:
+            rate = recipe.unfrozen_learning_rate
         phases.append(
             Phase(
                 frozen,

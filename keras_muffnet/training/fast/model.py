@@ -39,7 +39,8 @@ def accelerate(model: keras.Model) -> str:
     training, evaluation and prediction. The model's variables, configuration
     and files are untouched. Without effect, and without harm, where there is
     no faster way: on another backend, or a GPU, with another precision than
-    float32, channels first, or without a C compiler.
+    float32, channels first, without a C compiler, or where a part of the model
+    is no graph of layers.
 
     The C library of the process is set to keep the memory that it frees, in
     huge pages, and to use it again: PyTorch would get new pages for every
@@ -57,7 +58,11 @@ def accelerate(model: keras.Model) -> str:
     import torch
 
     keep_memory()
-    own, plan = model.call, _Plan(model)
+    own = model.call
+    try:
+        plan = _Plan(model)
+    except ValueError:
+        return "Keras's own layers (not a functional model throughout)"
 
     def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
         x = inputs[0] if isinstance(inputs, list) else inputs
@@ -148,13 +153,13 @@ class _Plan:
     def _step(self, call: Call) -> Step:
         layer = call.operation
         kind = type(layer)
-        if kind is layers.BatchNormalization and _is_plain_norm(layer):
+        if kind is layers.BatchNormalization and _is_plain_norm(call):
             return self._norm(call)
         if kind is layers.Conv2D and _is_plain_convolution(layer):
             return _convolution(call, depthwise=False)
         if kind is layers.DepthwiseConv2D and _is_plain_depthwise(layer):
             return _convolution(call, depthwise=True)
-        if kind is layers.Concatenate and layer.axis in (-1, 3):
+        if kind is layers.Concatenate and _is_last_axis(call):
             return _joined(call)
         if kind is layers.Identity:
             return _same(call)
@@ -178,8 +183,12 @@ class _Plan:
         add = self._only_reader(call.outputs[0], layers.Add)
         if add is not None and len(add.inputs) == 2:
             others = [x for x in add.inputs if x is not call.outputs[0]]
-            # The other one must be known by then.
-            if len(others) == 1 and self._is_known(others[0], call):
+            # The other one must be known by then, and of the same shape.
+            if (
+                len(others) == 1
+                and others[0].shape == call.outputs[0].shape
+                and self._is_known(others[0], call)
+            ):
                 added, last = others[0], add
         relu = self._only_reader(last.outputs[0], layers.ReLU)
         if relu is not None and _is_plain_relu(relu.operation):
@@ -350,9 +359,15 @@ def _as_it_is(call: Call) -> Step:
     return step
 
 
-def _is_plain_norm(layer: Any) -> bool:
+def _is_last_axis(call: Call) -> bool:
+    axes = (-1, len(call.outputs[0].shape) - 1)
+    return call.operation.axis in axes
+
+
+def _is_plain_norm(call: Call) -> bool:
+    layer = call.operation
     return (
-        layer.axis in (-1, 3)
+        _is_last_axis(call)
         and not getattr(layer, "renorm", False)
         and layer.activity_regularizer is None
     )
