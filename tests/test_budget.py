@@ -17,7 +17,7 @@ from keras_muffnet.presets import stages_from_notation
 PATTERN = st.sampled_from(PATTERNS)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(PATTERN, min_size=1, max_size=4),
     st.floats(25e6, 1e9),
@@ -48,7 +48,7 @@ def test_multiply_adds_are_met_to_one_percent(patterns, macs, image, data):
     assert abs(found / macs - 1) <= 0.01
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(PATTERN, PATTERN, PATTERN, st.floats(30e6, 4e8), st.floats(0.1, 0.9))
 def test_both_counts_are_met_where_they_are_reachable(
     low, mid, high, macs, share
@@ -136,7 +136,7 @@ def test_a_budget_between_two_widths_names_the_nearest():
     assert f"{middle:,.0f}" in str(error.value)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(PATTERN, PATTERN, PATTERN, st.sampled_from([0.5, 1.0, 1.5]))
 def test_each_stage_costs_what_the_reference_s_does(low, mid, high, alpha):
     reference = stages_from_notation(PAPER_NOTATION, alpha)

@@ -135,7 +135,7 @@ BODIES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(arrays(), st.sampled_from(BODIES), st.sampled_from(DTYPES))
 def test_the_same_with_and_without(array, body, dtype):
     check_same(body.replace("%s", array).encode(), {"x": dtype})

@@ -10,7 +10,6 @@ import numpy as np
 import orjson
 import pytest
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from keras_muffnet.model_server import json_tensors
@@ -66,7 +65,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(JSON, st.sampled_from([None, 1]), st.booleans())
 def test_both_readers_agree(value, indent, ascii_only):
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
@@ -75,7 +73,6 @@ def test_both_readers_agree(value, indent, ascii_only):
     assert repr(parse(b'{"a":%b}' % text.encode())) == repr({"a": value})
 
 
-@settings(deadline=None)
 @given(JSON, st.lists(st.tuples(st.integers(0, 60), st.binary(max_size=2))))
 def test_damaged_text_ends_in_an_error_or_the_same_value(value, edits):
     damaged = bytearray(json.dumps(value).encode())

@@ -20,8 +20,8 @@ from keras_muffnet.presets import STEMS
 from keras_muffnet.presets import closed_form_counts
 from tests.test_federation import explicit_rows
 
-# Building takes about a second: few examples, no deadline.
-BUILDS = settings(max_examples=8, deadline=None)
+# Building takes about a second: few examples.
+BUILDS = settings(max_examples=8)
 
 
 @st.composite

@@ -109,7 +109,7 @@ def test_train_evaluate_quantize_and_server_have_the_same_accuracy(
     quantize.add_arguments(parser)
     flags = [f"--model={folder / 'last.keras'}", f"--data={photos}"]
     flags += ["--train-split=train", f"--output={tmp_path / 'int8'}"]
-    args = parser.parse_args(flags)
+    args = quantize.with_defaults(parser.parse_args(flags), 0)
     _, (images, same), names = load_data(model, args, known.crop)
     assert tuple(names) == NAMES
     np.testing.assert_array_equal(same, labels)

@@ -4,7 +4,6 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from keras_muffnet.federation import PATTERNS
@@ -132,7 +131,6 @@ def test_the_crossing_is_where_the_bounds_are_equal(matrix, size):
     assert difference(crossing - 1) < 0 < difference(crossing + 1)
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.floats(1e-300, 1e300), st.integers(1, 10**6).map(lambda n: 10**n)

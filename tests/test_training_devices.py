@@ -199,11 +199,13 @@ def test_a_process_that_fails_ends_the_others(tmp_path):
     assert devices.run_here([sys.executable, "-c", "pass"], 2) == 0
 
 
-# A child counts the signals that it gets within some seconds of the first.
+# A child counts the signals that it gets within some seconds of the first, and
+# says whether the first child was still there when that came.
 COUNTING = """
 import pathlib, signal, sys, time
-def write(name):
-    pathlib.Path(sys.argv[1], name + sys.argv[-1]).write_text(str(len(seen)))
+folder = pathlib.Path(sys.argv[1])
+def write(name, text=""):
+    (folder / (name + sys.argv[-1])).write_text(text)
 seen = []
 for number in signal.SIGINT, signal.SIGTERM:
     signal.signal(number, lambda *_: seen.append(number))
@@ -211,9 +213,10 @@ write("started")
 end = time.monotonic() + 60
 while not seen and time.monotonic() < end:
     time.sleep(0.01)
+there = not (folder / "ended0").exists()
 write("seen")
 time.sleep(float(sys.argv[2]))
-write("ended")
+write("ended", f"{len(seen)} {there}")
 sys.exit(1)
 """
 # It is in a group of its own, as a terminal's commands are.
@@ -233,16 +236,17 @@ def start_counting(forks, tmp_path):
     def start(seconds):
         command = (sys.executable, "-c", COUNTING, tmp_path, seconds)
         one = forks("tensorflow").start("-c", PARENT, *command)
-        wait_for(tmp_path, "started")
+        wait_for(tmp_path / "started0")
+        wait_for(tmp_path / "started1")
         return one
 
     return start
 
 
-def wait_for(folder, name):
+def wait_for(path):
     end = time.monotonic() + 60
-    while len(list(folder.glob(f"{name}[01]"))) < 2:
-        assert time.monotonic() < end, f"{name} is not there"
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} is not there"
         time.sleep(0.01)
 
 
@@ -255,7 +259,7 @@ def wait_for(folder, name):
         (os.kill, signal.SIGHUP),
     ],
 )
-def test_a_signal_reaches_each_process_once(
+def test_a_signal_reaches_the_first_process_once_and_then_the_others(
     send, number, start_counting, tmp_path
 ):
     parent = start_counting(0.5)
@@ -263,14 +267,14 @@ def test_a_signal_reaches_each_process_once(
     done = parent.wait()
     assert done.returncode == 130
     assert done.stderr == "\nit: interrupted\n"
-    for index in range(2):
-        assert (tmp_path / f"ended{index}").read_text() == "1"
+    assert (tmp_path / "ended0").read_text() == "1 True"
+    assert (tmp_path / "ended1").read_text() == "1 False"
 
 
 def test_a_second_ctrl_c_kills(start_counting, tmp_path):
     parent = start_counting(20)
     os.kill(parent.pid, signal.SIGINT)
-    wait_for(tmp_path, "seen")
+    wait_for(tmp_path / "seen0")
     os.kill(parent.pid, signal.SIGINT)
     assert parent.wait().returncode == 130
     assert not list(tmp_path.glob("ended*"))

@@ -302,8 +302,9 @@ def jit_compile(wanted: bool | None) -> bool | str:
 def run_here(command: Sequence[str], count: int) -> int:
     """Runs a command in several processes of this host, and waits for them.
 
-    The first Ctrl-C or SIGTERM is passed on to them, and they end in their own
-    time. A second Ctrl-C kills them. To be called in the main thread.
+    Ctrl-C or SIGTERM is passed on, once, to the first, which ends in its own
+    time, and the others after it. A second Ctrl-C kills all. To be called in
+    the main thread.
 
     Args:
         command: gets `--coordinator`, `--processes` and `--process-index`.
@@ -358,19 +359,23 @@ def run_here(command: Sequence[str], count: int) -> int:
 def _wait_for(
     running: Sequence[subprocess.Popen], received: Sequence[int]
 ) -> int:
-    """Waits until one fails or all end; all, once a signal was received."""
+    """Waits until one fails or all end; after a signal, until the first does.
+
+    If another one ended before it, the first could not do the step after which
+    it writes its checkpoint.
+    """
     passed_on = False
     while True:
         if received and not passed_on:
             passed_on = True
-            for one in running:
-                # Not SIGTERM, which JAX ignores until a run takes note of it.
-                one.send_signal(signal.SIGINT)
+            # Not SIGTERM, which JAX ignores until a run takes note of it.
+            running[0].send_signal(signal.SIGINT)
         if signal.SIGINT in received[1:]:
             for one in running:
                 one.kill()
         ended = [status for p in running if (status := p.poll()) is not None]
         failed = next((status for status in ended if status), 0)
-        if len(ended) == len(running) or (failed and not received):
+        done = running[0].poll() is not None if received else failed
+        if done or len(ended) == len(running):
             return failed
         time.sleep(0.1)
