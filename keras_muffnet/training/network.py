@@ -92,9 +92,10 @@ def stem_of(recipe: Recipe) -> str:
     Args:
         recipe: the recipe.
     """
-    published = published_weights().get(recipe.weights or "")
-    if recipe.stem == "auto" and published is not None:
-        return published.stem
+    if recipe.stem == "auto" and recipe.weights is not None:
+        published = published_weights().get(recipe.weights)
+        if published is not None:
+            return published.stem
     return choose_stem(recipe.stem, image_shape(recipe.size))
 
 
