@@ -47,23 +47,26 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def locked(
-    folder: str | os.PathLike[str], *, wait: bool = True
+    folder: str | os.PathLike[str], refusal: Exception | None = None
 ) -> Iterator[None]:
     """Keeps other processes that ask for the same from a folder.
 
     The lock ends with the process, however that ends.
 
     Args:
-        folder: what to lock; it is made.
-        wait: until another process has done.
-
-    Raises:
-        BlockingIOError: at once, if another process has it and `wait` is False.
+        folder: what to lock; it must exist.
+        refusal: is raised at once, where another process has the folder. By
+            default that process is waited for.
     """
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        wait = 0 if refusal is None else fcntl.LOCK_NB
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
+        except BlockingIOError as error:
+            if refusal is None:
+                raise
+            raise refusal from error
         yield
     finally:
         os.close(descriptor)

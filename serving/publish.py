@@ -17,7 +17,6 @@ for `rollback`.
 import argparse
 import base64
 import contextlib
-import fcntl
 import filecmp
 import itertools
 import json
@@ -36,6 +35,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
 
+from keras_muffnet._files import locked
 from keras_muffnet._files import written_aside
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -421,19 +421,14 @@ class Publisher:
         return changed
 
 
-@contextlib.contextmanager
-def _locked(base_path: pathlib.Path) -> Iterator[None]:
+def _locked(
+    base_path: pathlib.Path,
+) -> contextlib.AbstractContextManager[None]:
     """Keeps other publications from a base path."""
-    folder = os.open(base_path, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise PublishError(
-            f"Another publication to {base_path} is in progress"
-        ) from error
-    finally:
-        os.close(folder)
+    return locked(
+        base_path,
+        PublishError(f"Another publication to {base_path} is in progress"),
+    )
 
 
 def _saved_model(source: pathlib.Path) -> pathlib.Path:

@@ -7,13 +7,12 @@ r"""Quantizes a trained model to int8 LiteRT files and compares them.
 
 Writes to the output folder `float32.tflite`; `int8_post_training.tflite`,
 calibrated by the lowest and highest values; `int8.tflite`, fine-tuned from
-there under fake quantization;
-`metrics.json`, and for a classifier with --report what each layer lost. For a
-classifier the data may also be an .npz file of uint8 `train_images` and
-`test_images`, `(n, height, width, channels)`, and integer `train_labels` and
-`test_labels`. On two CPU cores and the 1,437 training digits MuffNet 0.5 at
-32x32 takes two minutes. Interrupted in fine-tuning, the same command resumes
-after the last whole epoch.
+there under fake quantization; `metrics.json`, and for a classifier with
+--report what each layer lost. For a classifier the data may also be an .npz
+file of uint8 `train_images` and `test_images`, `(n, height, width, channels)`,
+and integer `train_labels` and `test_labels`. On two CPU cores and the 1,437
+training digits MuffNet 0.5 at 32x32 takes two minutes. Interrupted in
+fine-tuning, the same command resumes after the last whole epoch.
 
 Of a detector `metrics.json` has Pascal VOC's average precision at an IoU of
 0.5, of the whole area, and the mean IoU of the float file's sure boxes with

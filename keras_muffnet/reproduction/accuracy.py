@@ -250,6 +250,7 @@ def add(path: pathlib.Path, found: Measurement) -> None:
 
     Rows that another process added meanwhile stay.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
         rows = {row[:6]: row for row in [*read(path), found]}
         write_csv(

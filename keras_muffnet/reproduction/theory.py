@@ -68,6 +68,7 @@ def run(path: pathlib.Path, seeds: int, steps: int = STEPS) -> list[Cell]:
     Raises:
         ValueError: if the file holds something else.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     done = _by_key(read(path))
     for seed in range(seeds):
         for frequency in FREQUENCIES:

@@ -166,14 +166,12 @@ def _alone(output: pathlib.Path) -> Iterator[None]:
     if not devices.is_first():
         yield
         return
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(output, wait=False))
-        except BlockingIOError as error:
-            raise RuntimeError(
-                "`output` must be a folder that no other process trains in. "
-                f"Received: {str(output)!r}"
-            ) from error
+    output.mkdir(parents=True, exist_ok=True)
+    refusal = RuntimeError(
+        "`output` must be a folder that no other process trains in. "
+        f"Received: {str(output)!r}"
+    )
+    with locked(output, refusal):
         yield
 
 
