@@ -248,6 +248,7 @@ void gradient(in g, in x, in y, int64_t rows, int64_t channels, in mean,
         if (masked) {
             in z = y + r * width;
             out f = masked + r * width;
+#pragma omp simd
             for (int64_t c = 0; c < width; c++) {
                 float v = passed(q[c], z[c], limit);
                 f[c] = v;
@@ -265,32 +266,46 @@ void gradient(in g, in x, in y, int64_t rows, int64_t channels, in mean,
     }
 }
 
+/* Numbers that are computed at once; they may lie anywhere. */
+typedef float four __attribute__((vector_size(16), aligned(4)));
+typedef float sixteen __attribute__((vector_size(64), aligned(4)));
+
+/* Copies numbers, the last four of them maybe twice. */
+static void copy(const float *from, int64_t count, float *to)
+{
+    if (count < 4) {
+        for (int64_t c = 0; c < count; c++)
+            to[c] = from[c];
+        return;
+    }
+    for (int64_t c = 0; c + 4 <= count; c += 4)
+        *(four *)(to + c) = *(const four *)(from + c);
+    *(four *)(to + count - 4) = *(const four *)(from + count - 4);
+}
+
 /* Puts groups of channels side by side. Group k has `widths[k]` channels, and
    its rows lie `strides[k]` numbers apart; a null group is zeros. */
 void join(const float *const *groups, const int64_t *strides,
           const int64_t *widths, int64_t count, int64_t rows,
           int64_t channels, out y)
 {
+    int64_t blocks = (rows + BLOCK - 1) / BLOCK;
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        out q = y + r * channels;
+    for (int64_t block = 0; block < blocks; block++) {
+        int64_t begin = block * BLOCK, end = end_of_block(block, rows);
+        float *q = y + begin * channels;
         for (int64_t k = 0; k < count; k++) {
-            if (groups[k]) {
-                in p = groups[k] + r * strides[k];
-                for (int64_t c = 0; c < widths[k]; c++)
-                    q[c] = p[c];
-            } else {
-                for (int64_t c = 0; c < widths[k]; c++)
-                    q[c] = 0;
+            for (int64_t r = 0; r < end - begin; r++) {
+                if (groups[k])
+                    copy(groups[k] + (begin + r) * strides[k], widths[k],
+                         q + r * channels);
+                else
+                    memset(q + r * channels, 0, widths[k] * sizeof(float));
             }
             q += widths[k];
         }
     }
 }
-
-/* Numbers that are computed at once; they may lie anywhere. */
-typedef float four __attribute__((vector_size(16), aligned(4)));
-typedef float sixteen __attribute__((vector_size(64), aligned(4)));
 
 /* Adds the products of two rows of pixels to some channels' sums, in steps of
    a vector. The sums stay in a register over the row. */

@@ -6,7 +6,6 @@ The layers, their variables and what is saved of them stay Keras's own. Only
 - batch normalization, the addition and the ReLU behind it, also ReLU6, are one
   operation;
 - channels are split once for all groups, and their gradients put together once;
-- 1x1 convolutions are products of matrices;
 - all tensors keep the channels last, and depthwise kernels of 5x5 have a faster
   gradient.
 

@@ -348,8 +348,6 @@ def convolution(
 ) -> torch.Tensor:
     """Convolution of a Keras kernel, `(height, width, inputs, filters)`."""
     x = dense(x)
-    if kernel.shape[:2] == (1, 1) and stride == 1 and groups == 1:
-        return torch.matmul(x, kernel[0, 0])
     weight, padding = _symmetric(kernel.permute(3, 2, 0, 1), pads)
     y = torch.conv2d(
         x.permute(0, 3, 1, 2), weight, None, stride, padding, 1, groups
