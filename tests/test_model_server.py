@@ -1,5 +1,6 @@
 """The embedded server, driven over loopback by plain HTTP clients."""
 
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,10 @@ import tensorflow as tf
 import keras_muffnet
 from keras_muffnet.model_server import ModelServer
 from keras_muffnet.model_server import http_protocol
+from keras_muffnet.model_server import rest_service
+from keras_muffnet.model_server import server as server_module
+from keras_muffnet.model_server.errors import ServingError
+from keras_muffnet.model_server.rest_service import App
 from tests.conftest import free_port
 
 PREDICT = "/v1/models/toy:predict"
@@ -516,6 +522,7 @@ def test_bad_json_goes_before_an_unknown_model(server):
         ("PATCH", PREDICT),
         ("POST", PREDICT + "/"),
         ("POST", PREDICT + "?a=1"),
+        ("POST", PREDICT + "?"),
         ("POST", "/v1/models/toy"),
         ("GET", "/v1/models/toy/"),
         ("GET", "/v1/models/toy/versions/x"),
@@ -566,6 +573,9 @@ def test_predict_by_version(server):
     ("path", "status", "text"),
     [
         ("other", 404, "Could not find any versions of model other"),
+        # As TensorFlow Serving, which takes the path as it was sent.
+        ("toy?", 404, "Could not find any versions of model toy?"),
+        ("toy#x", 404, "Could not find any versions of model toy#x"),
         ("toy/versions/9", 404, "Could not find version 9 of model toy"),
         ("toy/versions/9223372036854775808", 400, "version"),
         ("toy/versions/" + "9" * 5000, 400, "version"),
@@ -666,6 +676,7 @@ def test_large_body(server):
     "body",
     [
         b"[" * 50_000,
+        b'{"a": [[' + b"[" * 10_000_000,
         b'{"instances":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
         b'{"instances":' * 5_000,
         b'{"inputs":' + b"[" * 900 + b"]" * 900 + b"}",
@@ -679,7 +690,7 @@ def test_large_body(server):
         b"\x00" * 1000,
         bytes(range(256)),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_hostile_bodies(server, body):
     assert_error(call(server, "POST", PREDICT, body), 400)
@@ -792,12 +803,72 @@ def test_offers_of_another_protocol_are_declined(server, protocol):
     last = raw_predict(headers=b"Connection: close\r\n")
     received = raw_exchange(server, request, then=last)
     assert received.count(b"200 OK") == received.count(ANSWER) == 2
+    cut = request.index(b"HTTP2-Settings:")
+    address = urllib.parse.urlsplit(server.url)
+    with socket.create_connection(
+        (address.hostname, address.port), timeout=60
+    ) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(request[:cut])
+        call(server, "GET", "/v1/models/toy")  # the first part is read by then
+        client.sendall(request[cut:])
+        assert client.recv(2**16).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_large_headers_and_pipelined_requests(server):
     large = raw_predict(headers=b"X-Large: %b\r\n" % (b"a" * 60_000))
     received = raw_exchange(server, large * 5, half_close=True)
     assert received.count(b"200 OK") == received.count(ANSWER) == 5
+
+
+def test_pipelined_requests_are_not_taken_before_others_are_answered(
+    base_path, monkeypatch
+):
+    waiting = []
+
+    class Watched(http_protocol.HttpProtocol):
+        def data_received(self, data):
+            super().data_received(data)
+            waiting.append(len(self.pipeline))
+
+    monkeypatch.setattr(server_module, "HttpProtocol", Watched)
+    head = b"GET /v1/models/toy HTTP/1.1\r\nX-Pad: %b\r\n\r\n" % (b"a" * 1000)
+    with ModelServer(base_path, model_name="toy") as server:
+        received = raw_exchange(server, head * 3000, half_close=True)
+    assert received.count(b"200 OK") == 3000
+    # Some 250 come at once.
+    assert max(waiting) < 1000
+
+
+# An answer that no socket's buffer holds.
+LARGE = {"signature_name": "float32", "inputs": [1.2345679] * 1_500_000}
+
+
+def ask_and_not_read(server, then=b""):
+    """Sends a request of a large answer, and more, and waits for its start."""
+    body = json.dumps(LARGE).encode()
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    address = urllib.parse.urlsplit(server.url)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**12)
+    client.settimeout(60)
+    client.connect((address.hostname, address.port))
+    client.sendall(head % (PREDICT.encode(), len(body)) + body + then)
+    assert client.recv(1) == b"H"
+    return client
+
+
+def test_answers_that_nobody_reads_are_dropped(base_path, monkeypatch):
+    monkeypatch.setattr(http_protocol, "_SILENCE", 0.2)
+    with ModelServer(base_path, model_name="toy") as server:
+        with ask_and_not_read(server) as client:
+            time.sleep(2)
+            received = 1
+            with contextlib.suppress(ConnectionError):
+                while chunk := client.recv(2**20):
+                    received += len(chunk)
+        assert received < 10_000_000
+        assert predict(server, instances=[[1, 2]])[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -852,7 +923,10 @@ def test_stop_ends_threads_and_connections(base_path):
         assert predict(server, instances=[[1, 2]])[0] == 200
         address = server.url.removeprefix("http://").split(":")
         idle = socket.create_connection(address, timeout=60)
-    assert set(threading.enumerate()) <= before
+    deadline = time.monotonic() + 60
+    while not set(threading.enumerate()) <= before:
+        assert time.monotonic() < deadline, threading.enumerate()
+        time.sleep(0.05)
     assert idle.recv(1) == b""
     idle.close()
     with pytest.raises(ConnectionRefusedError):
@@ -869,6 +943,38 @@ def test_stop_does_not_wait_for_inference(base_path):
                 assert holding.wait(60)
             assert not release.is_set()
             assert_error(slow.result(), 503, "stopping")
+        finally:
+            release.set()
+
+
+def test_stop_does_not_wait_for_clients_that_do_not_read(base_path):
+    holding.clear()
+    release.clear()
+    body = b'{"signature_name": "hold", "instances": [1]}'
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    then = head % (PREDICT.encode(), len(body)) + body
+    try:
+        with ModelServer(base_path, model_name="toy") as server:
+            client = ask_and_not_read(server, then)
+            # The second request waits until the first answer is read.
+            start = time.monotonic()
+        assert time.monotonic() - start < 30
+    finally:
+        release.set()
+        client.close()
+
+
+def test_a_request_that_times_out_before_its_turn_leaves_no_body():
+    body = [b"{}"]
+    release.clear()
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(release.wait, 60)
+        app = App(None, executor, timeout=0.05)
+        match = rest_service._RUN.fullmatch(PREDICT)
+        try:
+            with pytest.raises(ServingError, match="Timed out"):
+                asyncio.run(app._run(match, [], body))
+            assert body == []
         finally:
             release.set()
 

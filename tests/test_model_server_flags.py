@@ -81,8 +81,6 @@ def test_flags_without_effect_and_unknown_ones_warn():
         ("--platform_config_file=/f", "--platform_config_file is refused"),
         ("--batching_parameters_file=/f", "needs --enable_batching"),
         ("--grpc_channel_arguments=a", "must be of the form name=value"),
-        ("--grpc_max_threads=0", "`threads`"),
-        ("--rest_api_max_body_bytes=0", "`body`"),
     ],
 )
 def test_flags_that_are_refused(flag, text):
@@ -90,6 +88,47 @@ def test_flags_that_are_refused(flag, text):
         flags.server_arguments(parse(flag))
     if "alts" in flag:
         flags.server_arguments(parse("--use_alts_credentials=false"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("--grpc_max_threads=0", "expected a positive integer, received '0'"),
+        ("--rest_api_num_threads=-1", "expected a positive integer"),
+        ("--rest_api_max_body_bytes=0", "expected a positive integer"),
+        ("--rest_api_timeout_in_ms=0", "expected a positive integer"),
+        ("--rest_api_port=70000", "a port from 0 to 65535, received '70000'"),
+        ("--port=-1", "expected a port from 0 to 65535"),
+    ],
+)
+def test_numbers_that_are_refused(capsys, flag, text):
+    with pytest.raises(SystemExit):
+        parse(flag)
+    error = capsys.readouterr().err
+    assert f"argument {flag.split('=')[0]}: " in error and text in error
+
+
+def test_a_port_or_a_socket_is_required():
+    with pytest.raises(ValueError, match="A port or a socket is required"):
+        flags.server_arguments(parse("--rest_api_port=0", "--port=0"))
+    given = parse("--rest_api_port=0", "--port=0", "--grpc_socket_path=/s")
+    assert flags.server_arguments(given)["grpc_port"] is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--rest_api_port=0", "--port=1", "--monitoring_config_file=/f"],
+        ["--rest_api_port=0", "--port=1", "--access_log"],
+        ["--port=0", "--ssl_config_file=/f"],
+        ["--port=0", "--enable_grpc_healthcheck_service"],
+        ["--runtime=litert", "--enable_batching"],
+        ["--enable_per_model_batching_parameters"],
+    ],
+)
+def test_flags_of_what_is_off_warn(given):
+    (line,) = flags.warnings(parse(*given))
+    assert line.startswith(given[-1].split("=")[0] + " has no effect: ")
 
 
 def test_flags_become_arguments():
@@ -289,12 +328,11 @@ def test_services_and_answers_of_gRPC(base, tmp_path):
         tensor_content=True,
     )
     with (
-        ModelServer(
-            base, model_name="toy", port=None, grpc_port=0, grpc=options
-        ) as server,
+        # No port, but a socket.
+        ModelServer(base, model_name="toy", port=None, grpc=options) as server,
         grpc.insecure_channel(f"unix:{path}") as channel,
     ):
-        assert server.url == ""
+        assert server.url == "" and server.grpc_port is None
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", "tensorflow.serving.PredictionService"):
             request = health_pb2.HealthCheckRequest(service=name)
@@ -324,6 +362,9 @@ def test_services_and_answers_of_gRPC(base, tmp_path):
             health_pb2.HealthCheckRequest(), timeout=30
         )
     assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    away = GrpcOptions(socket_path=str(tmp_path / "away" / "socket"))
+    with pytest.raises(OSError, match=r"Received: .*away/socket"):
+        ModelServer(base, port=None, grpc=away).__enter__()
 
 
 def test_sessions_are_configured(base, tmp_path):

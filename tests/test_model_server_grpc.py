@@ -268,6 +268,11 @@ def test_strings(predictions):
         ("DT_FLOAT", "float_val: 1 float_val: 2", [1, 2, 2, 2]),
         ("DT_FLOAT", "", [0, 0, 0, 0]),
         ("DT_STRING", 'string_val: "a"', [b"a"] * 4),
+        (
+            "DT_STRING",
+            r'string_val: "b" string_val: "a\0"',
+            [b"b"] + [b"a\0"] * 3,
+        ),
         ("DT_STRING", "", [b""] * 4),
     ],
 )

@@ -51,6 +51,17 @@ def assert_same(array, expected, dtype):
 # Reading JSON
 
 
+def test_what_would_take_too_much_memory_is_refused(monkeypatch):
+    with pytest.raises(ServingError, match="in at most 100000 others"):
+        parse(b'{"inputs": ' + b"[" * 100_001 + b"]" * 100_001 + b"}")
+    body = b'{"inputs": [%b]}' % b",".join([b"[{}]"] * 100)
+    assert len(parse(body)["inputs"]) == 100
+    monkeypatch.setattr(json_tensors, "_MAX_CONTAINERS", 200)
+    text = "at most 200 lists and objects. Received: 202"
+    with pytest.raises(ServingError, match=text):
+        parse(body)
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()

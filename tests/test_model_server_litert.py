@@ -10,6 +10,7 @@ import urllib.request
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_muffnet import quantization
@@ -341,6 +342,28 @@ def test_a_file_that_litert_cannot_serve_is_left(both, tmp_path, caplog):
     assert not fast
     assert "runs by TensorFlow" in caplog.text
     servable.close()
+
+
+@pytest.mark.parametrize("inputs, outputs", [(2, 1), (1, 2)])
+def test_files_of_several_inputs_or_outputs(
+    both, tmp_path, caplog, inputs, outputs
+):
+    ends = [keras.Input((8, 6, 3)) for _ in range(inputs)]
+    x = keras.layers.Average()([*ends, *ends])
+    made = [keras.layers.Rescaling(k + 2)(x) for k in range(outputs)]
+    keras.Model(ends, made).export(tmp_path / "saved", verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(
+        str(tmp_path / "saved")
+    )
+    shutil.copytree(both / "1", tmp_path / "1")
+    (tmp_path / "1" / "model.tflite").write_bytes(converter.convert())
+    servable, fast = runs_of(tmp_path / "1", caplog)
+    assert not fast
+    servable.close()
+    with pytest.raises(
+        ValueError, match=rf"{inputs} inputs.* and {outputs} outputs"
+    ):
+        load(tmp_path / "1", "m", 1, runtime="litert")
 
 
 def test_a_file_to_export_with_must_be_one(tmp_path):

@@ -344,6 +344,35 @@ def test_labels(manager, config):
         assert labelled("stable") == 2
 
 
+def test_a_label_moves_before_its_version_is_unloaded(loader, config, base):
+    seen = []
+
+    def load(path, name, version):
+        if name == "late":
+            with manager.lease("m", label="stable") as servable:
+                seen.append(servable.version)
+        return loader(path, name, version)
+
+    manager = ModelManager(load)
+    both = dataclasses.replace(
+        config, policy=VersionPolicy(), labels={"stable": 1}
+    )
+    manager.configure([both])
+    moved = dataclasses.replace(config, labels={"stable": 2})
+    add(base.parent / "late", 1)
+    (base.parent / "empty").mkdir()
+    late = ModelConfig("late", base.parent / "late")
+    empty = ModelConfig("empty", base.parent / "empty")
+    # One model that has no version keeps no other from its labels.
+    with pytest.raises(ServingError, match="none that its version policy"):
+        manager.configure([empty, moved, late])
+    assert seen == [2]
+    with pytest.raises(ServingError, match="label stable to version 1"):
+        manager.configure([dataclasses.replace(moved, labels={"stable": 1})])
+    with manager.lease("m", label="stable") as servable:
+        assert servable.version == 2
+
+
 def test_labels_of_versions_that_are_not_loaded(loader, config, base):
     manager = ModelManager(loader, allow_labels_for_unavailable=True)
     new = dataclasses.replace(config, labels={"new": 3})

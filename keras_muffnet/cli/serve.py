@@ -7,9 +7,9 @@ are read.
 """
 
 import argparse
-import os
 import sys
 
+from keras_muffnet.model_server.__main__ import end
 from keras_muffnet.model_server.__main__ import serve
 from keras_muffnet.model_server.flags import add_arguments as add_arguments
 from keras_muffnet.model_server.flags import parse_args as parse_args
@@ -18,8 +18,7 @@ from keras_muffnet.model_server.flags import parse_args as parse_args
 def run(args: argparse.Namespace) -> None:
     """Serves, and ends the process."""
     serve(args)
-    # To return would be to wait for an inference that cannot be canceled.
-    os._exit(0)
+    end()
 
 
 def alias() -> int:

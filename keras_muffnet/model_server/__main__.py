@@ -89,6 +89,8 @@ def serve(flags: argparse.Namespace) -> None:
         if server.grpc_port is not None:
             host = f"[{flags.host}]" if ":" in flags.host else flags.host
             print(f"gRPC at {host}:{server.grpc_port}")
+        if flags.grpc_socket_path:
+            print(f"gRPC at unix:{flags.grpc_socket_path}")
         sys.stdout.flush()
         stop.wait()
 
@@ -165,7 +167,15 @@ def _set_up_logging(access_log: bool) -> None:
 def run() -> None:
     """Runs the command and ends the process."""
     main()
-    # To return would be to wait for an inference that cannot be canceled.
+    end()
+
+
+def end() -> None:
+    """Ends the process.
+
+    To return would be to wait for an inference that cannot be canceled.
+    """
+    sys.stdout.flush()
     os._exit(0)
 
 

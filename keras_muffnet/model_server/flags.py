@@ -5,6 +5,7 @@ serving/README.md has a table of them, which a test holds against this file.
 
 import argparse
 import importlib.util
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,40 @@ REFUSED = {
     "platform_config_file": "platforms cannot be configured; for sessions "
     "there is --tensorflow_session_config_file",
 }
+
+
+# Flags that mean something with REST, or with gRPC, alone.
+REST_ALONE = (
+    "rest_api_num_threads",
+    "rest_api_enable_cors_support",
+    "rest_api_ssl_config_file",
+    "monitoring_config_file",
+    "access_log",
+)
+GRPC_ALONE = (
+    "grpc_max_threads",
+    "grpc_channel_arguments",
+    "ssl_config_file",
+    "enable_grpc_healthcheck_service",
+    "enable_grpc_reflection",
+    "enable_serialization_as_tensor_content",
+)
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(
+            f"expected a port from 0 to 65535, received {text!r}"
+        )
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(
+            f"expected a positive integer, received {text!r}"
+        )
+    return int(text)
 
 
 def _boolean(text: str) -> bool:
@@ -132,7 +167,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "part of a GPU's memory taken at the start; 0 as it is needed",
         float,
     )
-    _switch(sessions, "enable_batching", "join requests of several clients")
+    _switch(
+        sessions,
+        "enable_batching",
+        "join requests of several clients; LiteRT runs each by itself",
+    )
     _text(
         sessions,
         "batching_parameters_file",
@@ -146,11 +185,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     rest = parser.add_argument_group("REST")
-    _number(rest, "rest_api_port", 8501, "TCP port; 0 for no REST")
+    _number(rest, "rest_api_port", 8501, "TCP port; 0 for no REST", _port)
     _text(rest, "host", "address to listen on, for gRPC too", "127.0.0.1")
-    _number(rest, "rest_api_num_threads", None, "requests answered at a time")
     _number(
-        rest, "rest_api_timeout_in_ms", 30000, "time that a request may take"
+        rest,
+        "rest_api_num_threads",
+        None,
+        "requests answered at a time",
+        _positive,
+    )
+    _number(
+        rest,
+        "rest_api_timeout_in_ms",
+        30000,
+        "time that a request may take",
+        _positive,
     )
     _switch(
         rest, "rest_api_enable_cors_support", "answer pages of other origins"
@@ -161,12 +210,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "rest_api_max_body_bytes",
         options.Limits.body,
         "size of a body as it is sent",
+        _positive,
     )
     _number(
         rest,
         "rest_api_max_unpacked_bytes",
         options.Limits.unpacked_body,
         "size of a gzip body once it is unpacked",
+        _positive,
     )
     _switch(rest, "page", "answer GET / with a page to try models on", True)
 
@@ -177,9 +228,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         None,
         "TCP port; 0 for no gRPC (default: 8500, or none where "
         "tensorflow-serving-api is not installed)",
+        _port,
     )
-    _text(grpc, "grpc_socket_path", "UNIX socket to listen on, too")
-    _number(grpc, "grpc_max_threads", None, "requests answered at a time")
+    _text(
+        grpc,
+        "grpc_socket_path",
+        "UNIX socket to listen on, beside the port if there is one",
+    )
+    _number(
+        grpc,
+        "grpc_max_threads",
+        None,
+        "requests answered at a time",
+        _positive,
+    )
     _text(
         grpc,
         "grpc_channel_arguments",
@@ -200,12 +262,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "grpc_max_message_bytes",
         options.Limits.message,
         "size of a request",
+        _positive,
     )
     _number(
         grpc,
         "grpc_max_tensor_bytes",
         options.Limits.tensor,
         "size of one of its tensors, which the request may hold in fewer bytes",
+        _positive,
     )
 
     other = parser.add_argument_group("other")
@@ -237,7 +301,7 @@ def _number(
     name: str,
     default: float | None,
     text: str,
-    kind: type = int,
+    kind: Callable[[str], float] = int,
 ) -> None:
     text += "" if default is None else " (default: %(default)s)"
     group.add_argument(
@@ -279,6 +343,26 @@ def warnings(flags: argparse.Namespace) -> list[str]:
     for name, why in NO_EFFECT.items():
         if getattr(flags, name) is not None:
             found.append(f"--{name} has no effect: {why}")
+    idle: list[tuple[Sequence[str], str]] = []
+    if not flags.rest_api_port:
+        idle.append((REST_ALONE, "REST is off, by --rest_api_port=0"))
+    if _grpc_port(flags) is None and not flags.grpc_socket_path:
+        idle.append(
+            (GRPC_ALONE, "there is neither a port nor a socket of gRPC")
+        )
+    if flags.runtime == "litert":
+        idle.append(
+            (("enable_batching",), "LiteRT runs each request by itself")
+        )
+    if not flags.enable_batching:
+        per_model = ("enable_per_model_batching_parameters",)
+        idle.append((per_model, "--enable_batching is not given"))
+    for names, why in idle:
+        found += [
+            f"--{name} has no effect: {why}"
+            for name in names
+            if getattr(flags, name)
+        ]
     return found
 
 
@@ -295,6 +379,12 @@ def server_arguments(flags: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--{name} is refused: {why}. Received: {value}")
     if flags.batching_parameters_file and not flags.enable_batching:
         raise ValueError("--batching_parameters_file needs --enable_batching")
+    grpc_port = _grpc_port(flags)
+    if not (flags.rest_api_port or grpc_port or flags.grpc_socket_path):
+        raise ValueError(
+            "A port or a socket is required: --rest_api_port, --port or "
+            "--grpc_socket_path"
+        )
     if flags.model_base_path is None and flags.model_config_file is None:
         raise ValueError("--model_base_path or --model_config_file is required")
     base_path = None if flags.model_config_file else flags.model_base_path
@@ -304,7 +394,7 @@ def server_arguments(flags: argparse.Namespace) -> dict[str, Any]:
         "model_name": flags.model_name,
         "model_config_file": flags.model_config_file or None,
         "port": flags.rest_api_port or None,
-        "grpc_port": _grpc_port(flags),
+        "grpc_port": grpc_port,
         "host": flags.host,
         "runtime": flags.runtime,
         "batching_parameters_file": flags.batching_parameters_file or None,

@@ -49,16 +49,17 @@ class GrpcServer:
         manager: What to serve.
         executor: The threads that answer requests.
         metrics: Counts requests, if given.
-        address: Host and port; port 0 picks a free one.
+        address: Host and port; port 0 picks a free one, None has the socket of
+            `options` alone.
         limits: How large a request may be.
         options: How they are served.
         grace: Seconds that a stop waits for requests.
 
     Attributes:
-        port: The port listened on.
+        port: The port listened on, or None.
 
     Raises:
-        OSError: The port cannot be listened on.
+        OSError: The port or the socket cannot be listened on.
         ImportError: The package of a service that `options` ask for is not
             installed.
     """
@@ -68,7 +69,7 @@ class GrpcServer:
         manager: ModelManager,
         executor: ThreadPoolExecutor,
         metrics: Metrics | None,
-        address: tuple[str, int],
+        address: tuple[str, int | None],
         limits: Limits,
         options: GrpcOptions,
         grace: float,
@@ -103,16 +104,24 @@ class GrpcServer:
 
 
 def _listen(
-    server: grpc.Server, address: tuple[str, int], options: GrpcOptions
-) -> int:
+    server: grpc.Server, address: tuple[str, int | None], options: GrpcOptions
+) -> int | None:
     host, port = address
+    if options.socket_path:
+        try:
+            server.add_insecure_port(f"unix:{options.socket_path}")
+        except RuntimeError as error:
+            raise OSError(
+                "Expected the path of a UNIX socket that can be made. "
+                f"Received: {options.socket_path}"
+            ) from error
+    if port is None:
+        return None
     host = f"[{host}]" if ":" in host else host
     certificate = None
     if options.ssl_config_file is not None:
         certificate = configuration.read_certificate(options.ssl_config_file)
     try:
-        if options.socket_path:
-            server.add_insecure_port(f"unix:{options.socket_path}")
         if certificate is None:
             return server.add_insecure_port(f"{host}:{port}")
         credentials = grpc.ssl_server_credentials(

@@ -49,6 +49,8 @@ _KIND_NAMES = {
     dict: "Object",
 }
 
+# Of a request that becomes Python's objects, some hundred bytes each.
+_MAX_CONTAINERS = 2**24
 _MAX_SHOWN = 200  # characters of a value in an error's text
 
 
@@ -64,12 +66,20 @@ def parse(body: bytes, numbers: bool = False) -> dict[str, Any]:
         The JSON object, with the first of members of one name.
 
     Raises:
-        ServingError: The body is not JSON, or no JSON object.
+        ServingError: The body is not JSON, or no JSON object, or of more lists
+            and objects than the memory should hold.
     """
     if not body:
         raise invalid_argument("JSON Parse error: The document is empty")
     if numbers and (request := json_numbers.parse(body)) is not None:
         return request
+    if len(body) > _MAX_CONTAINERS:
+        containers = body.count(b"[") + body.count(b"{")
+        if containers > _MAX_CONTAINERS:
+            raise invalid_argument(
+                f"Expected at most {_MAX_CONTAINERS} lists and objects. "
+                f"Received: {containers}"
+            )
     try:
         request = _loads_fast(body)
     except orjson.JSONDecodeError:

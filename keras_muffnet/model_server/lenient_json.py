@@ -1,8 +1,8 @@
 """Reads the JSON that orjson refuses and TensorFlow Serving takes.
 
-TensorFlow Serving reads with rapidjson: any depth; the numbers NaN and
-Infinity; strings that are not UTF-8; of duplicate keys the first; and nothing
-behind the first value. The errors' texts are rapidjson's.
+TensorFlow Serving reads with rapidjson: any depth, which has a limit here; the
+numbers NaN and Infinity; strings that are not UTF-8; of duplicate keys the
+first; and nothing behind the first value. The errors' texts are rapidjson's.
 """
 
 import codecs
@@ -14,6 +14,8 @@ import orjson
 
 from keras_muffnet.model_server.errors import ServingError
 from keras_muffnet.model_server.errors import invalid_argument
+
+_MAX_DEPTH = 100_000  # of lists and objects in each other
 
 _SPACES = {b" ", b"\t", b"\n", b"\r"}
 _SPACE = re.compile(rb"[ \t\n\r]*")
@@ -56,6 +58,11 @@ def loads(data: bytes) -> Any:
     containers: list[Any] = []  # those that are open, outermost first
     keys: list[str] = []  # of the open member of each object among them
     while True:
+        if len(containers) > _MAX_DEPTH:
+            raise invalid_argument(
+                "JSON Parse error: Expected lists and objects in at most "
+                f"{_MAX_DEPTH} others."
+            )
         value: Any
         if (numbers := reader.numbers()) is not None:
             value = numbers

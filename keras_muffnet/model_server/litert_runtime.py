@@ -206,6 +206,13 @@ class _Runner:
             raise ValueError(
                 f"Expected a .tflite file in {path}. Received: {error}"
             ) from error
+        ends = len(models[0].inputs), len(models[0].outputs)
+        if ends != (1, 1) or len(models[0].input_shape) != 4:
+            raise ValueError(
+                f"Expected a network of one input, of images, and one output "
+                f"in {path}. Received: {ends[0]} inputs, the first of shape "
+                f"{models[0].input_shape}, and {ends[1]} outputs"
+            )
         for model in models:
             self._idle.put(model)
         self._pool = ThreadPoolExecutor(self._count, "litert")

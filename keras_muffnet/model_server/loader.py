@@ -143,6 +143,9 @@ def _load_both(
             "%s, version %s, runs by TensorFlow: %s", name, version, error
         )
         return saved
+    except BaseException:
+        saved.close()
+        raise
     signatures = dict(saved.signatures)
     for key, fast in litert.signatures.items():
         slow = signatures.get(key)

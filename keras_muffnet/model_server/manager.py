@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,23 +141,18 @@ class ModelManager:
                     self._labels.pop(name, None)
                     for version in self._versions[name].values():
                         self._unload(name, version)
-            for config in configs:
-                self._update(config)
+            refused = [self._update(config) for config in configs]
             for config in configs:
                 if config.name in new:
                     self._check_loaded(config)
-            with self._lock:
-                for config in configs:
-                    self._assign_labels(config)
+            for error in filter(None, refused):
+                raise error
 
     def poll(self) -> None:
         """Loads versions that have appeared, unloads those that are gone."""
         with self._loading:
             for config in list(self._configs.values()):
                 self._update(config)
-                # Labels that came before their version.
-                with self._lock, contextlib.suppress(ServingError):
-                    self._assign_labels(config)
 
     def close(self) -> None:
         """Unloads everything, without waiting for those who use it."""
@@ -270,25 +266,34 @@ class ModelManager:
         known = self._versions.get(name, {})
         return [known[number].status for number in sorted(known, reverse=True)]
 
-    def _update(self, config: ModelConfig) -> None:
-        """Brings one model in step with its folder."""
+    def _update(self, config: ModelConfig) -> ServingError | None:
+        """Brings one model in step with its folder and its labels.
+
+        Versions are loaded, then labels move to them, then others are
+        unloaded: who asks by a label always finds a version.
+
+        Returns:
+            Why the labels were not given, or None.
+        """
         found = find_versions(config.base_path)
-        if found is None:
-            # What is loaded stays: a file system may be away for a while.
-            return
-        wanted = config.policy.select(found)
+        folders = found or {}
+        wanted = config.policy.select(folders)
         with self._lock:
             known = self._versions.setdefault(config.name, {})
         # The largest first: it is what is asked for by default.
         for number in sorted(wanted, reverse=True):
-            self._update_version(config.name, number, found[number])
+            self._update_version(config.name, number, folders[number])
         with self._lock:
-            if wanted and not any(known[n].is_available for n in wanted):
-                # A version that does not load takes the place of none.
-                return
+            loads = any(known[n].is_available for n in wanted)
+            # What is loaded stays where the folder is not there, since a file
+            # system may be away for a while, and where nothing else loads.
+            if found is None or (wanted and not loads):
+                wanted = set(known)
+            refused = self._assign_labels(config, wanted)
             for number, version in known.items():
                 if number not in wanted:
                     self._unload(config.name, version)
+        return refused
 
     def _update_version(self, name: str, number: int, path: Path) -> None:
         """Loads a version, unless it is there or has failed too often."""
@@ -387,22 +392,29 @@ class ModelManager:
             ),
         )
 
-    def _assign_labels(self, config: ModelConfig) -> None:
-        """Gives a model its labels, all or none. The lock is held."""
+    def _assign_labels(
+        self, config: ModelConfig, staying: Collection[int]
+    ) -> ServingError | None:
+        """Gives a model its labels, all or none. The lock is held.
+
+        Returns:
+            Which label's version is not loaded, or not among those that stay.
+        """
         known = self._versions.get(config.name, {})
         before = self._labels.get(config.name, {})
         for label, number in config.labels.items():
-            if number in known and known[number].is_available:
+            if number in staying and known[number].is_available:
                 continue
             if self._allow_labels and before.get(label, number) == number:
                 continue
-            raise ServingError(
+            return ServingError(
                 Code.FAILED_PRECONDITION,
                 f"Request to assign label {label} to version {number} of "
                 f"model {config.name}, which is not currently available for "
                 "inference",
             )
         self._labels[config.name] = dict(config.labels)
+        return None
 
 
 def find_versions(base_path: Path) -> dict[int, Path] | None:

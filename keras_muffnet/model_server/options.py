@@ -91,7 +91,8 @@ class GrpcOptions:
 
     Attributes:
         threads: Requests that are answered at a time.
-        socket_path: A UNIX socket to listen on beside the port, or "".
+        socket_path: A UNIX socket to listen on, beside the port if there is
+            one, or "".
         channel_arguments: The library's own, by name.
         ssl_config_file: A text proto `SSLConfig`, which turns on TLS, or None.
         health: Whether `grpc.health.v1.Health` is served.

@@ -88,9 +88,10 @@ def to_array(
                     f"expected {count} values, received {len(values)}; values "
                     f"repeat in tensors of at most {_MAX_REPEATED} bytes",
                 )
-            last = values[-1] if len(values) else _zero(dtype)
-            array = np.full(count, last, values.dtype)
+            array = np.empty(count, values.dtype)
             array[: len(values)] = values
+            # A slice, since NumPy would cut zeros off the end of bytes.
+            array[len(values) :] = values[-1:] if len(values) else _zero(dtype)
     try:
         return array.reshape(shape)
     except ValueError:

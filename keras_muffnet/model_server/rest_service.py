@@ -243,8 +243,8 @@ class App:
             "regress": self._regress,
         }[api]
         spec = _read_spec(match)
+        limit = self._limits.unpacked_body if is_gzip(headers) else None
         try:
-            limit = self._limits.unpacked_body if is_gzip(headers) else None
             answer = asyncio.get_running_loop().run_in_executor(
                 self._executor, handle, spec, body, limit
             )
@@ -262,6 +262,8 @@ class App:
             status = Code.INTERNAL.name
             raise
         finally:
+            # It may still wait for a thread, when nobody waits for the answer.
+            body.clear()
             if self._metrics is not None:
                 seconds = time.perf_counter() - start
                 self._metrics.observe(spec.model, api, "REST", status, seconds)

@@ -141,10 +141,10 @@ class ModelServer:
                     f"`{name}` must be from 0 to 65535. "
                     f"Received: {name}={number}"
                 )
-        if port is None and grpc_port is None:
+        if port is None and grpc_port is None and not grpc.socket_path:
             raise ValueError(
-                "One of `port` and `grpc_port` must be given. Received: "
-                "port=None, grpc_port=None"
+                "One of `port`, `grpc_port` and `grpc.socket_path` must be "
+                "given. Received: none"
             )
         if threads is not None:
             positive_integer("threads", threads)
@@ -252,7 +252,7 @@ class ModelServer:
                     **self._app_options,
                 )
                 url = self._url(listener)
-            if self.grpc_port is not None:
+            if self.grpc_port is not None or self._grpc.socket_path:
                 # Here, because its stubs import TensorFlow.
                 from keras_muffnet.model_server.grpc_service import GrpcServer
 
@@ -339,7 +339,10 @@ def _start(
     """Runs the application in a thread; returns what stops it."""
     server = uvicorn.Server(_config(app, certificate))
     thread = threading.Thread(
-        target=server.run, kwargs={"sockets": [listener]}, name="model_server"
+        target=server.run,
+        kwargs={"sockets": [listener]},
+        name="model_server",
+        daemon=True,
     )
     thread.start()
     while not server.started:
@@ -349,7 +352,7 @@ def _start(
 
     def stop() -> None:
         server.should_exit = True
-        thread.join()
+        thread.join(5 * _GRACE)
 
     return stop
 
