@@ -12,6 +12,7 @@ import numpy as np
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import boolean
 from keras_muffnet._arguments import positive_integer
 from keras_muffnet.blocks import channel_axis
 from keras_muffnet.presets import SMALL_INPUT
@@ -72,6 +73,7 @@ def check_arguments(
         ValueError: naming the argument, if one is wrong.
     """
     path = _check_weights(weights, published)
+    include_top = boolean("include_top", include_top)
     if pooling not in (None, "avg", "max"):
         raise ValueError(
             "`pooling` must be None, 'avg' or 'max'. "
@@ -105,7 +107,7 @@ def check_arguments(
         )
     return CommonArguments(
         shape,
-        bool(include_top),
+        include_top,
         path,
         input_tensor,
         pooling,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_muffnet._arguments import boolean
 from keras_muffnet._arguments import positive_number
 from keras_muffnet.federation import PATTERNS
 from keras_muffnet.federation import SharingMatrix
@@ -61,14 +62,10 @@ class StageSpec:
 
     def __post_init__(self) -> None:
         matrix = self._make_matrix()
-        residual = self.residual
-        if residual not in (None, True, False):
-            raise ValueError(
-                "`residual` must be True, False or None. "
-                f"Received: residual={residual!r}"
-            )
-        if residual is None:
+        if self.residual is None:
             residual = isinstance(self.sharing, str) and self.sharing == "none"
+        else:
+            residual = boolean("residual", self.residual)
         if residual:
             _check_residual(matrix)
         # A frozen dataclass fills its derived fields this way.

@@ -329,6 +329,9 @@ def test_errors_of_all(name, arguments, message):
         ("ResNet", {"depth": "20"}, "`depth` must be a positive integer"),
         ("DenseNet", {"depth": 41}, r"`depth` must be 3n \+ 4.*depth=41"),
         ("DenseNet", {"growth_rate": 0}, "`growth_rate` must be a positive"),
+        ("DenseNet", {"bottleneck": "no"}, "`bottleneck` must be True or"),
+        ("IGCV3", {"expand_first": 0}, "`expand_first` must be True or False"),
+        ("CondenseNet", {"condensed": 1}, "`condensed` must be True or False"),
         ("CondenseNet", {"depths": (1, 2)}, r"`depths` must be 5.*\(1, 2\)"),
         (
             "CondenseNet",

@@ -144,6 +144,8 @@ def test_auto_stem(size, first_stage):
         ({"alpha": -1}, ["`alpha` must be a positive number", "alpha=-1"]),
         ({"alpha": "1"}, ["`alpha`", "'1'"]),
         ({"pooling": "bogus", "include_top": False}, ["`pooling`", "'bogus'"]),
+        ({"include_top": "no"}, ["`include_top` must be True or", "'no'"]),
+        ({"include_top": 0}, ["`include_top`", "include_top=0"]),
         ({"pooling": "avg"}, ["`pooling`", "include_top", "'avg'"]),
         ({"weights": "imagenet"}, ["`weights`", "cifar10", "'imagenet'"]),
         ({"weights": ["a"]}, ["`weights`", "['a']"]),

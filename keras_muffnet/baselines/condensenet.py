@@ -10,6 +10,7 @@ import numpy as np
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import boolean
 from keras_muffnet._arguments import positive_integer
 from keras_muffnet.assembly import assemble
 from keras_muffnet.assembly import check_arguments
@@ -100,6 +101,7 @@ def CondenseNet(
     stem = choose_stem(stem, arguments.shape)
     depths = _five("depths", depths, 1)
     growth_rates = _five("growth_rates", growth_rates, GROUPS)
+    condensed = boolean("condensed", condensed)
     return assemble(
         arguments,
         lambda x: condensenet_features(
