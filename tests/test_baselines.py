@@ -84,7 +84,7 @@ SMALL = {
     "DenseNet": (DenseNet, {"depth": 10}),
     "DenseNet BC": (DenseNet, {"depth": 16, "bottleneck": True}),
 }
-FUNCTIONS = [n for n in baselines.__all__ if n not in ("PEERS", "PeerRow")]
+FUNCTIONS = sorted({function.__name__ for function, _ in SMALL.values()})
 WITH_STEM = [n for n in FUNCTIONS if n not in ("ResNet", "DenseNet")]
 
 
