@@ -15,8 +15,7 @@ from keras import layers
 from keras_muffnet._arguments import boolean
 from keras_muffnet._arguments import positive_integer
 from keras_muffnet.blocks import channel_axis
-from keras_muffnet.presets import SMALL_INPUT
-from keras_muffnet.presets import STEMS
+from keras_muffnet.presets import stem_for_size
 
 _WEIGHTS_SUFFIXES = (".weights.h5", ".h5", ".keras")
 
@@ -126,17 +125,10 @@ def choose_stem(stem: Any, shape: tuple[int | None, ...]) -> str:
     Raises:
         ValueError: if `stem` is none of these.
     """
-    if stem == "auto":
-        axis = channel_axis() - 1
-        sizes = [size for k, size in enumerate(shape) if k != axis]
-        small = any(s is not None and s < SMALL_INPUT for s in sizes)
-        return "cifar" if small else "imagenet"
-    if not isinstance(stem, str) or stem not in STEMS:
-        raise ValueError(
-            f"`stem` must be 'auto' or one of {', '.join(STEMS)}. "
-            f"Received: stem={stem!r}"
-        )
-    return stem
+    axis = channel_axis() - 1
+    sides = [side for k, side in enumerate(shape) if k != axis]
+    known = [side for side in sides if side is not None]
+    return stem_for_size(stem, min(known, default=None))
 
 
 def assemble(

@@ -14,12 +14,11 @@ from keras_muffnet.federation import PATTERNS
 from keras_muffnet.presets import PAPER_LAYERS
 from keras_muffnet.presets import PAPER_NOTATION
 from keras_muffnet.presets import PRESETS
-from keras_muffnet.presets import SMALL_INPUT
-from keras_muffnet.presets import STEMS
 from keras_muffnet.presets import Counts
 from keras_muffnet.presets import StageSpec
 from keras_muffnet.presets import closed_form_counts
 from keras_muffnet.presets import closed_form_parts
+from keras_muffnet.presets import stem_for_size
 from keras_muffnet.presets import unrounded_widths
 
 # How far from a budget the counts of its stages may be.
@@ -82,7 +81,7 @@ def stages_for_budget(
     layers = _check_layers(layers, len(patterns))
     targets = _check_targets(macs, parameters)
     size = positive_integer("size", size)
-    stem = _choose_stem(stem, size)
+    stem = stem_for_size(stem, size)
     channels = positive_integer("channels", channels)
     classes = positive_integer("classes", classes)
 
@@ -370,17 +369,6 @@ def _check_targets(macs: Any, parameters: Any) -> dict[str, float]:
                 f"Received: {name}={target!r}"
             )
     return {name: float(target) for name, target in targets.items()}
-
-
-def _choose_stem(stem: Any, size: int) -> str:
-    if stem == "auto":
-        return "cifar" if size < SMALL_INPUT else "imagenet"
-    if not isinstance(stem, str) or stem not in STEMS:
-        raise ValueError(
-            f"`stem` must be 'auto' or one of {', '.join(STEMS)}. "
-            f"Received: stem={stem!r}"
-        )
-    return stem
 
 
 def _names(targets: dict[str, float]) -> str:

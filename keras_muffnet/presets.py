@@ -127,6 +127,27 @@ STEMS = {
 }
 
 
+def stem_for_size(stem: Any, size: int | None) -> str:
+    """Returns the stem that is meant: a key of `STEMS`.
+
+    Args:
+        stem: one of them, or "auto" for the one that suits the size.
+        size: the shorter side of an image in pixels; None for any.
+
+    Raises:
+        ValueError: if `stem` is none of these.
+    """
+    if stem == "auto":
+        small = size is not None and size < SMALL_INPUT
+        return "cifar" if small else "imagenet"
+    if not isinstance(stem, str) or stem not in STEMS:
+        raise ValueError(
+            f"`stem` must be 'auto' or one of {', '.join(STEMS)}. "
+            f"Received: stem={stem!r}"
+        )
+    return stem
+
+
 class Counts(NamedTuple):
     """Cost of a network: trainable parameters and multiply-adds an image."""
 

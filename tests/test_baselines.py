@@ -113,6 +113,13 @@ def row_id(row):
     return f"table{row.table}-{row.label}"
 
 
+def test_a_row_builds_at_another_size_too():
+    [row] = [p for p in PEERS if (p.table, p.label) == (5, "MobileNet_0.25")]
+    model = row.build(input_shape=(64, 64, 3), include_top=False)
+    assert model.input_shape == (None, 64, 64, 3)
+    assert model.output_shape == (None, 2, 2, 256)
+
+
 @pytest.mark.parametrize("row", PEERS, ids=row_id)
 def test_counts(row):
     model = row.build()
