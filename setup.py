@@ -47,7 +47,7 @@ LITERT_SERVING = [
     # Optional: tensors in JSON are read without it, more slowly.
     "pysimdjson>=7,<8",
     "uvicorn>=0.30,<1",
-    "uvloop>=0.19; sys_platform != 'win32'",
+    "uvloop>=0.19",
 ]
 GRPC = ["grpcio>=1.70,<2", "tensorflow-serving-api>=2.18,<2.22"]
 # The server's own services by flags: health, and reflection.
@@ -68,6 +68,7 @@ ALL = sorted(
         *DATASETS,
         *HEIF,
         *DETECTION,
+        *VIDEO,
         *QUANTIZATION,
         *SERVING,
         *EXAMPLES,

@@ -48,7 +48,8 @@ __all__ = list(_HOMES)
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 
-# A saved model needs ChannelSlice registered before `load_model`. With Keras
-# loaded already that costs nothing.
+# `load_model` needs the layers of a saved MuffNet or detector registered. With
+# Keras loaded already that costs nothing.
 if "keras" in sys.modules:
-    importlib.import_module(f"{__name__}.layers")
+    for _name in ("layers", "detection.ssd", "detection.losses"):
+        importlib.import_module(f"{__name__}.{_name}")

@@ -12,10 +12,10 @@ import numpy as np
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import boolean
 from keras_muffnet._arguments import positive_integer
 from keras_muffnet.blocks import channel_axis
-from keras_muffnet.presets import SMALL_INPUT
-from keras_muffnet.presets import STEMS
+from keras_muffnet.presets import stem_for_size
 
 _WEIGHTS_SUFFIXES = (".weights.h5", ".h5", ".keras")
 
@@ -72,6 +72,7 @@ def check_arguments(
         ValueError: naming the argument, if one is wrong.
     """
     path = _check_weights(weights, published)
+    include_top = boolean("include_top", include_top)
     if pooling not in (None, "avg", "max"):
         raise ValueError(
             "`pooling` must be None, 'avg' or 'max'. "
@@ -105,7 +106,7 @@ def check_arguments(
         )
     return CommonArguments(
         shape,
-        bool(include_top),
+        include_top,
         path,
         input_tensor,
         pooling,
@@ -124,17 +125,10 @@ def choose_stem(stem: Any, shape: tuple[int | None, ...]) -> str:
     Raises:
         ValueError: if `stem` is none of these.
     """
-    if stem == "auto":
-        axis = channel_axis() - 1
-        sizes = [size for k, size in enumerate(shape) if k != axis]
-        small = any(s is not None and s < SMALL_INPUT for s in sizes)
-        return "cifar" if small else "imagenet"
-    if not isinstance(stem, str) or stem not in STEMS:
-        raise ValueError(
-            f"`stem` must be 'auto' or one of {', '.join(STEMS)}. "
-            f"Received: stem={stem!r}"
-        )
-    return stem
+    axis = channel_axis() - 1
+    sides = [side for k, side in enumerate(shape) if k != axis]
+    known = [side for side in sides if side is not None]
+    return stem_for_size(stem, min(known, default=None))
 
 
 def assemble(

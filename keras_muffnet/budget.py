@@ -14,18 +14,19 @@ from keras_muffnet.federation import PATTERNS
 from keras_muffnet.presets import PAPER_LAYERS
 from keras_muffnet.presets import PAPER_NOTATION
 from keras_muffnet.presets import PRESETS
-from keras_muffnet.presets import SMALL_INPUT
-from keras_muffnet.presets import STEMS
 from keras_muffnet.presets import Counts
 from keras_muffnet.presets import StageSpec
 from keras_muffnet.presets import closed_form_counts
 from keras_muffnet.presets import closed_form_parts
+from keras_muffnet.presets import stem_for_size
 from keras_muffnet.presets import unrounded_widths
 
 # How far from a budget the counts of its stages may be.
 TOLERANCE = 0.01
-# Widths tried around those of a continuous solution, on either side.
+# Widths tried around those of a continuous solution, on either side: of all
+# stages at once if they are as few as this, and else of two at a time.
 _RADIUS = 3
+_AT_ONCE = 3
 # Counts as near as this are as good as equal: the shape then decides.
 _NEAR = 0.001
 # How many times wider the last stage may become, relative to the first.
@@ -82,7 +83,7 @@ def stages_for_budget(
     layers = _check_layers(layers, len(patterns))
     targets = _check_targets(macs, parameters)
     size = positive_integer("size", size)
-    stem = _choose_stem(stem, size)
+    stem = stem_for_size(stem, size)
     channels = positive_integer("channels", channels)
     classes = positive_integer("classes", classes)
 
@@ -289,8 +290,6 @@ def _nearest(
     shape: Widths,
 ) -> Widths:
     """Of the widths around a shape those whose counts are nearest."""
-    # As many as can be tried at once.
-    radius = _RADIUS if len(shape) <= 3 else 1
 
     def error(widths: Widths) -> float:
         found = counts(widths)
@@ -300,11 +299,9 @@ def _nearest(
         moved = sum(abs(a - b) for a, b in zip(widths, shape, strict=True))
         return max(error(widths), _NEAR), moved
 
-    around = (
-        range(max(least, width - radius), width + radius + 1)
-        for least, width in zip(layers, shape, strict=True)
-    )
-    best = min(itertools.product(*around), key=rank)
+    if error(shape) <= _NEAR:
+        return shape
+    best = min(_around(shape, layers), key=rank)
     if error(best) > TOLERANCE:
         found = counts(best)
         raise ValueError(
@@ -314,6 +311,20 @@ def _nearest(
             f"parameters. Received: {_received(targets)}"
         )
     return best
+
+
+def _around(shape: Widths, layers: Widths) -> Iterator[Widths]:
+    """The widths around a shape, none less than its stage's layers."""
+    stages = range(len(shape))
+    moving = len(shape) if len(shape) <= _AT_ONCE else 2
+    near = [
+        range(max(least, width - _RADIUS), width + _RADIUS + 1)
+        for least, width in zip(layers, shape, strict=True)
+    ]
+    for moved in itertools.combinations(stages, moving):
+        yield from itertools.product(
+            *(near[k] if k in moved else [shape[k]] for k in stages)
+        )
 
 
 def _check_least(targets: dict[str, float], least: Counts) -> None:
@@ -370,17 +381,6 @@ def _check_targets(macs: Any, parameters: Any) -> dict[str, float]:
                 f"Received: {name}={target!r}"
             )
     return {name: float(target) for name, target in targets.items()}
-
-
-def _choose_stem(stem: Any, size: int) -> str:
-    if stem == "auto":
-        return "cifar" if size < SMALL_INPUT else "imagenet"
-    if not isinstance(stem, str) or stem not in STEMS:
-        raise ValueError(
-            f"`stem` must be 'auto' or one of {', '.join(STEMS)}. "
-            f"Received: stem={stem!r}"
-        )
-    return stem
 
 
 def _names(targets: dict[str, float]) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import positive_integer
 from keras_muffnet.assembly import CommonArguments
 from keras_muffnet.assembly import assemble
 from keras_muffnet.assembly import check_arguments
@@ -195,25 +197,59 @@ def muffnet_features(
 
 
 def decode_predictions(
-    preds: Any, top: int = 5
+    preds: Any, top: int = 5, weights: str | None = None
 ) -> list[list[tuple[str, str, float]]]:
-    """Names the best ImageNet classes of each prediction.
+    """Names the best classes of each prediction, as `keras.applications` does.
 
-    Keras's own function; it downloads the list of classes on first use.
+    ```python
+    import numpy as np
+    from keras_muffnet import decode_predictions
+
+    scores = np.eye(1, 10, 3)
+    decode_predictions(scores, weights="cifar10")[0][0][1]  # 'cat'
+    ```
 
     Args:
-        preds: array or tensor of shape `(batch, 1000)`.
-        top: how many classes to give for each image.
+        preds: array or tensor of shape `(batch, classes)`.
+        top: how many classes to give for each image; of fewer classes all.
+        weights: the name of published weights, whose classes the scores are
+            of. None for the 1,000 classes of ImageNet, of which Keras
+            downloads the list on first use.
 
     Returns:
-        For each image a list of `(WordNet id, class name, score)`.
+        For each image a list of `(class name, description, score)`, best
+        first. Of ImageNet the class name is the WordNet id. Published weights
+        have no descriptions: the class name stands there again.
 
     Raises:
-        ValueError: if `preds` is not of that shape.
+        ValueError: if `weights` are not published, `preds` is not of the shape
+            that they give, or `top` is not a positive integer.
     """
-    return keras.applications.imagenet_utils.decode_predictions(
-        keras.ops.convert_to_numpy(preds), top=top
-    )
+    top = positive_integer("top", top)
+    preds = keras.ops.convert_to_numpy(preds)
+    if weights is None:
+        classes = 1000
+    elif isinstance(weights, str) and weights in published_weights():
+        names = published_weights()[weights].class_names
+        classes = len(names)
+    else:
+        raise ValueError(
+            "`weights` must be None, for ImageNet, or one of "
+            f"{', '.join(published_weights())}. Received: weights={weights!r}"
+        )
+    if preds.ndim != 2 or preds.shape[1] != classes:
+        raise ValueError(
+            f"`preds` must be of shape (batch, {classes}) for "
+            f"weights={weights!r}. Received an array of shape {preds.shape}"
+        )
+    if weights is None:
+        return keras.applications.imagenet_utils.decode_predictions(
+            preds, top=top
+        )
+    return [
+        [(names[k], names[k], row[k]) for k in np.argsort(-row)[:top]]
+        for row in preds
+    ]
 
 
 def _published_file(

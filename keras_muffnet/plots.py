@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_muffnet._arguments import positive_integer
 from keras_muffnet._files import written_aside
 from keras_muffnet._optional import load_optional
 from keras_muffnet.presets import StageSpec
@@ -100,20 +101,32 @@ def plot_curves(
 
     Args:
         history: values by epoch, as `model.fit(...).history` has them: "loss",
-            the score and the same with "val_" before them. The score of the
-            training images may be missing.
+            the score and the same with "val_" before them. Of each either may
+            be missing.
         path: picture to write; its suffix gives the format.
         score: name of what is drawn beside the loss.
+
+    Raises:
+        ValueError: if `history` has no loss or no score.
     """
-    figure, panels = new_figure(10, 4, columns=2)
-    epochs = np.arange(1, len(history["loss"]) + 1)
-    marker = "o" if len(epochs) <= 30 else ""
-    for axes, metric in zip(panels, ("loss", score), strict=True):
-        if metric in history:
-            axes.plot(epochs, history[metric], marker=marker, label="training")
-        axes.plot(
-            epochs, history[f"val_{metric}"], marker=marker, label="held out"
-        )
+    metrics = ("loss", score)
+    for metric in metrics:
+        if not {metric, f"val_{metric}"} & set(history):
+            raise ValueError(
+                f"`history` must have {metric!r} or {f'val_{metric}'!r}. "
+                f"Received: history of {', '.join(history)}"
+            )
+    figure, panels = new_sheet(10, 4, columns=2)
+    for axes, metric in zip(panels, metrics, strict=True):
+        for name, label in (
+            (metric, "training"),
+            (f"val_{metric}", "held out"),
+        ):
+            if name in history:
+                values = history[name]
+                marker = "o" if len(values) <= 30 else ""
+                epochs = range(1, len(values) + 1)
+                axes.plot(epochs, values, marker=marker, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel(metric)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -148,13 +161,18 @@ def plot_predictions(
         class_names: a name for each class.
         path: picture to write; its suffix gives the format.
         columns: images in a row.
+
+    Raises:
+        ValueError: if there are no images, or `columns` is not a positive
+            integer.
     """
+    _check_sheet(images, columns)
     rows = -(-len(images) // columns)
-    figure, grid = new_figure(1.4 * columns, 1.9 * rows, columns, rows)
-    for axes in grid.flat:
+    figure, panels = new_sheet(1.4 * columns, 1.9 * rows, columns, rows)
+    for axes in panels:
         axes.axis("off")
     for axes, image, label, score in zip(
-        grid.flat, images, labels, scores, strict=False
+        panels, images, labels, scores, strict=False
     ):
         axes.imshow(image)
         best = int(score.argmax())
@@ -200,20 +218,24 @@ def plot_boxes(
         class_names: a name for each class.
         path: picture to write; its suffix gives the format.
         columns: images in a row.
+
+    Raises:
+        ValueError: if there are no images, or `columns` is not a positive
+            integer.
     """
+    _check_sheet(images, columns)
     lines = load_optional("matplotlib.lines", "examples")
     colormaps = load_optional("matplotlib", "examples").colormaps
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     # Wide images leave no room between rows; high ones are drawn smaller.
     tallest = min(1, max(image.shape[0] / image.shape[1] for image in images))
-    figure, grid = new_figure(
+    figure, panels = new_sheet(
         3.2 * columns, 3.2 * tallest * rows + 0.4, columns, rows
     )
     palette = colormaps["tab10" if len(class_names) <= 10 else "tab20"].colors
     colors = [palette[i % len(palette)] for i in range(len(class_names))]
     shown: set[int] = set()
-    panels = list(np.atleast_1d(grid).flat)
     for axes in panels:
         axes.axis("off")
     for i, (axes, image) in enumerate(zip(panels, images, strict=False)):
@@ -359,10 +381,21 @@ def plot_layer_noise(
     save_figure(figure, path)
 
 
-def new_figure(
-    width: float, height: float, columns: int = 1, rows: int = 1
-) -> tuple[Any, Any]:
-    """Makes a figure and its axes, or a grid of them.
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """Makes a figure and its axes.
+
+    Args:
+        width: in inches.
+        height: in inches.
+    """
+    figure, [axes] = new_sheet(width, height, columns=1)
+    return figure, axes
+
+
+def new_sheet(
+    width: float, height: float, columns: int, rows: int = 1
+) -> tuple[Any, list[Any]]:
+    """Makes a figure and a grid of axes, listed row by row.
 
     Args:
         width: in inches.
@@ -373,7 +406,17 @@ def new_figure(
     # Without pyplot, whose global state would reach the caller's own figures.
     matplotlib = load_optional("matplotlib.figure", "examples")
     figure = matplotlib.Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _check_sheet(
+    images: Sequence[np.ndarray] | np.ndarray, columns: int
+) -> None:
+    positive_integer("columns", columns)
+    if len(images) == 0:
+        raise ValueError(
+            f"`images` must be one image or more. Received: images={images!r}"
+        )
 
 
 def _outline(

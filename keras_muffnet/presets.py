@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_muffnet._arguments import boolean
 from keras_muffnet._arguments import positive_number
 from keras_muffnet.federation import PATTERNS
 from keras_muffnet.federation import SharingMatrix
@@ -61,14 +62,10 @@ class StageSpec:
 
     def __post_init__(self) -> None:
         matrix = self._make_matrix()
-        residual = self.residual
-        if residual not in (None, True, False):
-            raise ValueError(
-                "`residual` must be True, False or None. "
-                f"Received: residual={residual!r}"
-            )
-        if residual is None:
+        if self.residual is None:
             residual = isinstance(self.sharing, str) and self.sharing == "none"
+        else:
+            residual = boolean("residual", self.residual)
         if residual:
             _check_residual(matrix)
         # A frozen dataclass fills its derived fields this way.
@@ -128,6 +125,27 @@ STEMS = {
     "tiny_imagenet": Stem(1, False, 2),  # 64 -> 64 -> stage 1 at 32
     "cifar": Stem(1, False, 1),  # 32 -> 32 -> stage 1 at 32
 }
+
+
+def stem_for_size(stem: Any, size: int | None) -> str:
+    """Returns the stem that is meant: a key of `STEMS`.
+
+    Args:
+        stem: one of them, or "auto" for the one that suits the size.
+        size: the shorter side of an image in pixels; None for any.
+
+    Raises:
+        ValueError: if `stem` is none of these.
+    """
+    if stem == "auto":
+        small = size is not None and size < SMALL_INPUT
+        return "cifar" if small else "imagenet"
+    if not isinstance(stem, str) or stem not in STEMS:
+        raise ValueError(
+            f"`stem` must be 'auto' or one of {', '.join(STEMS)}. "
+            f"Received: stem={stem!r}"
+        )
+    return stem
 
 
 class Counts(NamedTuple):

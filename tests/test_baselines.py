@@ -84,7 +84,7 @@ SMALL = {
     "DenseNet": (DenseNet, {"depth": 10}),
     "DenseNet BC": (DenseNet, {"depth": 16, "bottleneck": True}),
 }
-FUNCTIONS = [n for n in baselines.__all__ if n not in ("PEERS", "PeerRow")]
+FUNCTIONS = sorted({function.__name__ for function, _ in SMALL.values()})
 WITH_STEM = [n for n in FUNCTIONS if n not in ("ResNet", "DenseNet")]
 
 
@@ -111,6 +111,13 @@ def random_images(*shape, seed=0):
 
 def row_id(row):
     return f"table{row.table}-{row.label}"
+
+
+def test_a_row_builds_at_another_size_too():
+    [row] = [p for p in PEERS if (p.table, p.label) == (5, "MobileNet_0.25")]
+    model = row.build(input_shape=(64, 64, 3), include_top=False)
+    assert model.input_shape == (None, 64, 64, 3)
+    assert model.output_shape == (None, 2, 2, 256)
 
 
 @pytest.mark.parametrize("row", PEERS, ids=row_id)
@@ -329,6 +336,9 @@ def test_errors_of_all(name, arguments, message):
         ("ResNet", {"depth": "20"}, "`depth` must be a positive integer"),
         ("DenseNet", {"depth": 41}, r"`depth` must be 3n \+ 4.*depth=41"),
         ("DenseNet", {"growth_rate": 0}, "`growth_rate` must be a positive"),
+        ("DenseNet", {"bottleneck": "no"}, "`bottleneck` must be True or"),
+        ("IGCV3", {"expand_first": 0}, "`expand_first` must be True or False"),
+        ("CondenseNet", {"condensed": 1}, "`condensed` must be True or False"),
         ("CondenseNet", {"depths": (1, 2)}, r"`depths` must be 5.*\(1, 2\)"),
         (
             "CondenseNet",

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from keras_muffnet import count_complexity
+from keras_muffnet.baselines import CondensationSchedule
 from keras_muffnet.baselines import CondenseNet
-from keras_muffnet.baselines.condensenet import CondensationSchedule
-from keras_muffnet.baselines.condensenet import condense
+from keras_muffnet.baselines import condense
 from keras_muffnet.layers import LearnedGroupConv2D
 from keras_muffnet.layers import PrunedDense
 

@@ -65,6 +65,31 @@ def test_both_counts_are_met_where_they_are_reachable(
     assert abs(found.parameters / parameters - 1) <= 0.01
 
 
+@pytest.mark.parametrize("parameters", [None, 6.5e6])
+def test_many_stages_are_found_without_trying_all_widths(
+    parameters, monkeypatch
+):
+    tried = []
+
+    def count(stages, *arguments):
+        tried.append(stages)
+        return closed_form_counts(stages, *arguments)
+
+    monkeypatch.setattr(budget, "closed_form_counts", count)
+    stages = stages_for_budget(
+        ["none"] * 10,
+        macs=80e6,
+        parameters=parameters,
+        size=32,
+        layers=[2] * 10,
+    )
+    found = closed_form_counts(stages, 32, "cifar")
+    assert abs(found.macs / 80e6 - 1) <= 0.01
+    if parameters is not None:
+        assert abs(found.parameters / parameters - 1) <= 0.01
+    assert len(tried) < 10_000
+
+
 @pytest.mark.parametrize("alpha", PRESETS)
 @pytest.mark.parametrize(
     "names", [("macs",), ("parameters",), ("macs", "parameters")]

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from keras_muffnet import MuffNet
+from keras_muffnet import count_complexity
 from keras_muffnet.cli import common
 from keras_muffnet.cli import quantize_classifier
 from keras_muffnet.cli.main import COMMANDS
@@ -158,8 +159,32 @@ def test_count_prints_the_published_counts(muffnet):
     lines = muffnet("count").splitlines()
     assert len(lines) == 1 + 9
     assert not any("DIFFERS" in line for line in lines)
-    assert lines[1].split() == ["0.5", "parameters", *["1,380,641"] * 2, "1.4M"]
+    assert lines[1].startswith("0.5    parameters, 1,000 classes ")
+    assert lines[1].split()[-3:] == [*["1,380,641"] * 2, "1.4M"]
+    assert lines[9].startswith("1.5    MACs at 32, 10 classes ")
     assert lines[9].split()[-1] == "373M"
+
+
+@pytest.fixture
+def channels_first():
+    """Has Keras build networks for images whose channels come first."""
+    keras.config.set_image_data_format("channels_first")
+    yield
+    keras.config.set_image_data_format("channels_last")
+
+
+def test_counts_are_the_same_with_channels_first(muffnet, channels_first):
+    assert "DIFFERS" not in muffnet("count")
+    flags = ("--alpha", "0.5", "--size", "32", "--classes", "10")
+    lines = muffnet("count", *flags).splitlines()
+    assert lines[-1].split() == ["total", "365,891", "40,696,448"]
+
+
+def test_weights_are_of_a_network_in_keras_s_data_format(channels_first):
+    args = mock.Mock(
+        model="w.weights.h5", alpha=0.5, size=32, stem=None, classes=10
+    )
+    assert common.network_arguments(args)["input_shape"] == (3, 32, 32)
 
 
 def test_count_of_one_network_by_layer(muffnet, small_classifier):
@@ -173,6 +198,24 @@ def test_count_of_one_network_by_layer(muffnet, small_classifier):
     assert "--alpha must be left out" in muffnet(
         "count", *model, "--alpha=1", status=1
     )
+
+
+def test_count_of_a_model_that_takes_any_size(
+    muffnet, small_classifier, tmp_path
+):
+    body = MuffNet(include_top=False, alpha=0.1)
+    body.save(tmp_path / "body.keras")
+    command = ("count", "--model", tmp_path / "body.keras")
+    lines = muffnet(*command, "--size=64").splitlines()
+    expected = count_complexity(body, input_shape=(64, 64, 3))
+    assert lines[-1].split()[-1] == f"{expected.macs:,}"
+    assert "--size must be given" in muffnet(*command, status=1)
+    assert "positive integer" in muffnet(*command, "--size=0", status=1)
+    folder, _ = small_classifier
+    error = muffnet(
+        *("count", "--model", folder / "m.keras", "--size=9"), status=1
+    )
+    assert "--size must be left out" in error and "(8, 8, 3)" in error
 
 
 def test_count_refuses_a_bad_notation(muffnet):

@@ -230,21 +230,49 @@ print([m for m in HEAVY if m in sys.modules])
     assert "usage: muffnet COMMAND ..." in printed
 
 
-def test_saved_models_load_once_the_package_is_imported(
-    run_python, run_forked, tmp_path
-):
-    path = tmp_path / "m.keras"
+@pytest.fixture
+def loading(run_forked, tmp_path):
+    """Code that loads a saved MuffNet or detector, by name."""
     run_forked(
         "-c",
-        "from keras_muffnet import MuffNet, StageSpec;"
-        "m = MuffNet(input_shape=(16, 16, 3), classes=2,"
-        " stages=[StageSpec('dense', 2, 4)]);"
-        f"m.save({str(path)!r})",
+        f"""
+import os
+from keras_muffnet import MuffNet, StageSpec
+from keras_muffnet.detection import SSD, SSDLoss
+os.chdir({str(tmp_path)!r})
+stages = [StageSpec("dense", 2, 4)]
+model = MuffNet(input_shape=(16, 16, 3), classes=2, stages=stages)
+model.save("muffnet.keras")
+body = MuffNet(input_shape=(96, 96, 3), include_top=False, stages=stages * 3)
+model = SSD(body, classes=2)
+model.compile("sgd", SSDLoss(model.layers[-1].anchors))
+model.save("detector.keras")
+""",
     )
-    load = f"print(keras.saving.load_model({str(path)!r}).layers[-1].name)"
-    # The processes that are forked have Keras, and not yet the package.
-    for run, imports in (
-        (run_python, "import keras, keras_muffnet"),
-        (run_forked, "from keras_muffnet import ChannelSlice; import keras"),
-    ):
-        assert run("-c", f"{imports}; {load}").endswith("predictions\n")
+
+    def code(name):
+        path = str(tmp_path / f"{name}.keras")
+        return f"print(keras.saving.load_model({path!r}).layers[-1].name)\n"
+
+    return code
+
+
+@pytest.mark.parametrize("name", ["muffnet", "detector"])
+def test_saved_models_load_where_keras_is_imported_first(
+    run_forked, loading, name
+):
+    # The process that is forked has Keras, and not yet the package.
+    code = f"import keras, keras_muffnet\n{loading(name)}"
+    assert run_forked("-c", code).endswith("predictions\n")
+
+
+def test_saved_models_load_once_what_builds_them_is_imported(
+    run_python, loading
+):
+    code = (
+        "from keras_muffnet import MuffNet\nimport keras\n"
+        f"{loading('muffnet')}"
+        "from keras_muffnet.detection import SSD, SSDLoss\n"
+        f"{loading('detector')}"
+    )
+    assert run_python("-c", code).split()[-2:] == ["predictions"] * 2

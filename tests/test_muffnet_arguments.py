@@ -144,6 +144,8 @@ def test_auto_stem(size, first_stage):
         ({"alpha": -1}, ["`alpha` must be a positive number", "alpha=-1"]),
         ({"alpha": "1"}, ["`alpha`", "'1'"]),
         ({"pooling": "bogus", "include_top": False}, ["`pooling`", "'bogus'"]),
+        ({"include_top": "no"}, ["`include_top` must be True or", "'no'"]),
+        ({"include_top": 0}, ["`include_top`", "include_top=0"]),
         ({"pooling": "avg"}, ["`pooling`", "include_top", "'avg'"]),
         ({"weights": "imagenet"}, ["`weights`", "cifar10", "'imagenet'"]),
         ({"weights": ["a"]}, ["`weights`", "['a']"]),
@@ -297,9 +299,33 @@ def test_decode_predictions_names_classes(monkeypatch):
     assert calls[0][1] == 1
 
 
-def test_decode_predictions_wants_a_thousand_classes():
-    with pytest.raises(ValueError, match="1000"):
-        decode_predictions(np.zeros((2, 10)))
+def test_decode_predictions_of_published_weights():
+    scores = np.array([[0, 1, 2, 9, 3, 0, 0, 0, 0, 8]], "float32") / 23
+    ((first, second),) = decode_predictions(scores, 2, weights="cifar10")
+    assert first == ("cat", "cat", scores[0, 3])
+    assert second == ("truck", "truck", scores[0, 9])
+    # As Keras does, all classes where there are fewer than `top`.
+    tensor = keras.ops.convert_to_tensor(scores)
+    (every,) = decode_predictions(tensor, 20, weights="cifar10")
+    assert len(every) == 10
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments", "fragments"),
+    [
+        ((2, 10), {}, ["`preds` must be of shape (batch, 1000)", "(2, 10)"]),
+        ((2, 9), {"weights": "cifar10"}, ["(batch, 10)", "(2, 9)"]),
+        ((10,), {"weights": "cifar10"}, ["(batch, 10)", "(10,)"]),
+        ((2, 10), {"weights": "x"}, ["`weights`", "tiny_imagenet", "'x'"]),
+        ((2, 10), {"weights": ["cifar10"]}, ["`weights`", "['cifar10']"]),
+        ((2, 1000), {"top": 0}, ["`top` must be a positive integer"]),
+    ],
+)
+def test_errors_of_decode_predictions(shape, arguments, fragments):
+    with pytest.raises(ValueError) as error:
+        decode_predictions(np.zeros(shape), **arguments)
+    for fragment in fragments:
+        assert fragment in str(error.value)
 
 
 def test_public_names():

@@ -18,6 +18,20 @@ FILES = (
     "setup.py",
 )
 
+# Extras that are for other machines, or for development.
+NOT_IN_ALL = ("client", "client-grpc", "docs", "loadtest", "test")
+
+
+def packages_by_extra(metadata):
+    """The packages that each extra of a wheel brings."""
+    pairs = re.findall(
+        r"^Requires-Dist: ([\w-]+).*\bextra == \"([\w-]+)\"", metadata, re.M
+    )
+    found = {}
+    for package, extra in pairs:
+        found.setdefault(extra, set()).add(package)
+    return found
+
 
 def test_wheel_is_complete_and_imports_elsewhere(run_python, tmp_path):
     # From a copy: setuptools builds in the source's folder.
@@ -42,7 +56,11 @@ def test_wheel_is_complete_and_imports_elsewhere(run_python, tmp_path):
         packed = {name.partition("/")[2] for name in archive.getnames()}
     assert packed >= {*FILES, "keras_muffnet/weights/cifar10_0.5.weights.h5"}
     with zipfile.ZipFile(wheel) as archive:
+        [about] = [n for n in archive.namelist() if n.endswith("/METADATA")]
+        extras = packages_by_extra(archive.read(about).decode())
         inside = {n for n in archive.namelist() if ".dist-info/" not in n}
+    for extra in extras.keys() - {"all", *NOT_IN_ALL}:
+        assert extras[extra] <= extras["all"], extra
     sources = [
         *(ROOT / "keras_muffnet").rglob("*.py"),
         *(ROOT / "keras_muffnet/weights").iterdir(),

@@ -38,6 +38,42 @@ def test_curves_and_predictions_are_pictures(tmp_path):
         assert picture.shape[0] > 200 and picture.std() > 0.05
 
 
+@pytest.mark.parametrize(
+    "missing", [("val_loss", "val_accuracy"), ("accuracy",), ("val_loss",)]
+)
+def test_curves_of_what_the_history_has(missing, tmp_path):
+    history = {
+        name: [0.5, 0.7]
+        for name in ("loss", "accuracy", "val_loss", "val_accuracy")
+        if name not in missing
+    }
+    plots.plot_curves(history, tmp_path / "curves.svg")
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert drawn.count("<!-- training -->") == 2 - ("accuracy" in missing)
+    held_out = sum(name.startswith("val_") for name in history)
+    assert drawn.count("<!-- held out -->") == held_out
+
+
+def test_a_history_without_the_score_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`history` must have 'accuracy' or"):
+        plots.plot_curves({"loss": [1.0], "top": [1.0]}, tmp_path / "c.png")
+
+
+def test_sheets_of_one_image_and_of_none(tmp_path):
+    path = tmp_path / "sheet.png"
+    one = np.zeros((1, 8, 8, 3), "uint8")
+    scores = np.array([[0.9, 0.1]])
+    names = ["a", "b"]
+    plots.plot_predictions(one, [0], scores, names, path, columns=1)
+    assert image.imread(path).shape[1] < 200
+    with pytest.raises(ValueError, match="`images` must be one image or more"):
+        plots.plot_predictions(one[:0], [], scores[:0], names, path)
+    with pytest.raises(ValueError, match="`images` must be one image or more"):
+        plots.plot_boxes([], [], [], None, names, path)
+    with pytest.raises(ValueError, match="`columns` must be a positive"):
+        plots.plot_predictions(one, [0], scores, names, path, columns=0)
+
+
 def test_pictures_do_not_touch_the_caller_s_matplotlib(run_python, tmp_path):
     code = (
         "import sys; from keras_muffnet import plots;"

@@ -93,7 +93,12 @@ def test_explicit_stage_takes_lists_and_arrays():
         ({"sharing": [[1, 0], [1, 1]]}, ["sharing matrix", "row 2, column 1"]),
         (
             {"sharing": "none", "layers": 4, "width": 8, "residual": "no"},
-            ["`residual`", "'no'"],
+            ["`residual` must be True or False", "'no'"],
+        ),
+        ({"sharing": [[1]], "residual": 1}, ["`residual`", "residual=1"]),
+        (
+            {"sharing": [[1]], "residual": np.array([True, True])},
+            ["`residual`", "array([ True,  True])"],
         ),
         ({"sharing": [[1]], "layers": 2}, ["`layers`", "has 1", "layers=2"]),
         ({"sharing": [[1]], "width": 2}, ["`width`", "has 1", "width=2"]),

@@ -12,7 +12,11 @@ from keras_muffnet.baselines.rows import PEERS as PEERS
 from keras_muffnet.baselines.rows import PeerRow as PeerRow
 
 if TYPE_CHECKING:
+    from keras_muffnet.baselines.condensenet import (
+        CondensationSchedule as CondensationSchedule,
+    )
     from keras_muffnet.baselines.condensenet import CondenseNet as CondenseNet
+    from keras_muffnet.baselines.condensenet import condense as condense
     from keras_muffnet.baselines.densenet import DenseNet as DenseNet
     from keras_muffnet.baselines.igcv2 import IGCV2 as IGCV2
     from keras_muffnet.baselines.igcv3 import IGCV3 as IGCV3
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "CondensationSchedule": "condensenet",
     "CondenseNet": "condensenet",
     "DenseNet": "densenet",
     "IGCV2": "igcv2",
@@ -34,6 +39,7 @@ _HOMES = {
     "ResNet": "resnet",
     "ShuffleNet": "shufflenet",
     "ShuffleNetV2": "shufflenet_v2",
+    "condense": "condensenet",
 }
 
 __all__ = ["PEERS", "PeerRow", *_HOMES]

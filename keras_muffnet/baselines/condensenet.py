@@ -10,6 +10,7 @@ import numpy as np
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import boolean
 from keras_muffnet._arguments import positive_integer
 from keras_muffnet.assembly import assemble
 from keras_muffnet.assembly import check_arguments
@@ -57,8 +58,27 @@ def CondenseNet(
     It is trained in a form whose 1x1 convolutions learn, under
     `CondensationSchedule`, which eighth of their inputs each of 8 groups
     needs; `condense` then makes the form for inference, of equal outputs. The
-    group-lasso loss is one of the model's own losses. Feature maps with stem
-    "imagenet":
+    group-lasso loss is one of the model's own losses.
+
+    ```python
+    from keras_muffnet.baselines import CondensationSchedule
+    from keras_muffnet.baselines import CondenseNet
+    from keras_muffnet.baselines import condense
+
+    model = CondenseNet(
+        input_shape=(32, 32, 3),
+        classes=3,
+        depths=(1, 1, 1, 1, 1),
+        growth_rates=(8, 8, 8, 16, 16),
+    )
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    schedule = CondensationSchedule(epochs=2)
+    model.fit(images, labels, epochs=2, callbacks=[schedule])
+    condensed = condense(model)
+    ```
+
+    The counts that the papers print are those of the form for inference, which
+    `condensed=True` builds. Feature maps with stem "imagenet":
 
     | stride | layer                   | channels |
     |--------|-------------------------|----------|
@@ -100,6 +120,7 @@ def CondenseNet(
     stem = choose_stem(stem, arguments.shape)
     depths = _five("depths", depths, 1)
     growth_rates = _five("growth_rates", growth_rates, GROUPS)
+    condensed = boolean("condensed", condensed)
     return assemble(
         arguments,
         lambda x: condensenet_features(

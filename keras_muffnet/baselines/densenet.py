@@ -8,6 +8,7 @@ import keras
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import boolean
 from keras_muffnet._arguments import positive_integer
 from keras_muffnet.assembly import assemble
 from keras_muffnet.assembly import check_arguments
@@ -76,6 +77,7 @@ def DenseNet(
     )
     depth = positive_integer("depth", depth)
     growth_rate = positive_integer("growth_rate", growth_rate)
+    bottleneck = boolean("bottleneck", bottleneck)
     convolutions = 2 * BLOCKS if bottleneck else BLOCKS
     if depth <= 4 or (depth - 4) % convolutions:
         raise ValueError(

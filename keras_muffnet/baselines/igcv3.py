@@ -8,6 +8,7 @@ import keras
 from keras import KerasTensor
 from keras import layers
 
+from keras_muffnet._arguments import boolean
 from keras_muffnet._arguments import positive_number
 from keras_muffnet.assembly import assemble
 from keras_muffnet.assembly import check_arguments
@@ -86,6 +87,7 @@ def IGCV3(
     )
     positive_number("alpha", alpha)
     stem = choose_stem(stem, arguments.shape)
+    expand_first = boolean("expand_first", expand_first)
     return assemble(
         arguments,
         lambda x: igcv3_features(x, alpha, stem, expand_first),

@@ -53,8 +53,9 @@ def MobileNet(
     Vision Applications" (Howard et al., 2017), table 1.
 
     With stem "imagenet" it has the structure of
-    `keras.applications.MobileNet`, of which the small stems are not part.
-    Feature maps:
+    `keras.applications.MobileNet`, of which the small stems are not part, but
+    ReLU as in the paper where Keras has ReLU6, and an epsilon of 1e-5 in batch
+    normalization where Keras has 1e-3. Feature maps:
 
     | stride | layer                    | channels at alpha 1 |
     |--------|--------------------------|---------------------|

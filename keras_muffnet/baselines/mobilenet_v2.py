@@ -51,7 +51,8 @@ def MobileNetV2(
     (Sandler et al., 2018), table 2.
 
     With stem "imagenet" and variant "paper" it has the structure of
-    `keras.applications.MobileNetV2`. Feature maps with stem "imagenet":
+    `keras.applications.MobileNetV2`, but an epsilon of 1e-5 in batch
+    normalization where Keras has 1e-3. Feature maps with stem "imagenet":
 
     | stride | layer                        | channels at alpha 1 |
     |--------|------------------------------|---------------------|

@@ -43,15 +43,20 @@ class PeerRow(NamedTuple):
     macs_tolerance: float = 0.5
     note: str = ""
 
-    def build(self) -> "keras.Model":
-        """Builds the network, with random weights, at the table's size."""
+    def build(self, **arguments: Any) -> "keras.Model":
+        """Builds the network, with random weights.
+
+        Args:
+            **arguments: of the function, beside the row's own. Input shape and
+                classes are the table's where they are left out.
+        """
         from keras_muffnet.blocks import image_shape
 
         size, classes = TABLES[self.table]
-        shape = image_shape(size)
         baselines = importlib.import_module("keras_muffnet.baselines")
-        function = getattr(baselines, self.network)
-        return function(input_shape=shape, classes=classes, **self.arguments)
+        build = getattr(baselines, self.network)
+        defaults = {"input_shape": image_shape(size), "classes": classes}
+        return build(**(defaults | arguments), **self.arguments)
 
 
 _GLUON = (

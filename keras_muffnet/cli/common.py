@@ -243,8 +243,10 @@ def network_arguments(
     }
     if not is_weights(args.model):
         return given
+    from keras_muffnet.blocks import image_shape
+
     given.setdefault("classes", classes)
-    given["input_shape"] = args.size and (args.size, args.size, 3)
+    given["input_shape"] = args.size and image_shape(args.size)
     for flag, name in (
         ("--alpha", "alpha"),
         ("--size", "input_shape"),

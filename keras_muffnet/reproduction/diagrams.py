@@ -13,6 +13,7 @@ from keras_muffnet._optional import load_optional
 from keras_muffnet.federation import SharingMatrix
 from keras_muffnet.plots import Path
 from keras_muffnet.plots import new_figure
+from keras_muffnet.plots import new_sheet
 from keras_muffnet.plots import save_figure
 from keras_muffnet.presets import HEAD_FILTERS
 from keras_muffnet.presets import STEM_FILTERS
@@ -169,13 +170,12 @@ def plot_inference(matrix: SharingMatrix, path: Path) -> None:
     columns = min(panels, 5 if layers <= 5 else 3)
     side = 0.52 * layers + 1.0
     rows = math.ceil(panels / columns)
-    figure, grid = new_figure(
-        side * columns, (side + 0.8) * rows, columns=columns, rows=rows
+    figure, sheet = new_sheet(
+        side * columns, (side + 0.8) * rows, columns, rows
     )
-    flat = list(getattr(grid, "flat", [grid]))
-    for axes in flat:
+    for axes in sheet:
         axes.axis("off")
-    for step, axes in enumerate(flat[:panels]):
+    for step, axes in enumerate(sheet[:panels]):
         letter = chr(ord("a") + step)
         if step == 0:
             title = "layer 1 enters the stage,\nsplit into groups"

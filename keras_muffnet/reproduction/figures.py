@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_muffnet.plots import Path
 from keras_muffnet.plots import new_figure
+from keras_muffnet.plots import new_sheet
 from keras_muffnet.plots import save_figure
 from keras_muffnet.reproduction.spectrum import Matrix
 from keras_muffnet.reproduction.spectrum import log_crossing
@@ -116,8 +117,7 @@ def plot_accuracy(panels: Mapping[str, Sequence[Point]], path: Path) -> None:
         panels: by title, the networks' accuracies.
         path: picture to write; its suffix gives the format.
     """
-    figure, grid = new_figure(6.4 * len(panels), 4.6, columns=len(panels))
-    columns = list(getattr(grid, "flat", [grid]))
+    figure, columns = new_sheet(6.4 * len(panels), 4.6, columns=len(panels))
     # A family looks alike in all panels. MuffNet, the last, has its own look.
     names = {_family(p.row) for points in panels.values() for p in points}
     ordered = sorted(names, key=lambda name: (name == "MuffNet", name))

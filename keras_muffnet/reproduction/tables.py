@@ -1,17 +1,15 @@
 """Tables 1-7: their rows, the networks behind them, and their counts."""
 
 import functools
-import importlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any
 from typing import NamedTuple
 
 import keras
 
 from keras_muffnet.baselines import PEERS
-from keras_muffnet.baselines import PeerRow
+from keras_muffnet.baselines.rows import TABLES
 from keras_muffnet.blocks import image_shape
 from keras_muffnet.budget import stage_macs
 from keras_muffnet.budget import stages_of_equal_cost
@@ -19,6 +17,7 @@ from keras_muffnet.complexity import count_complexity
 from keras_muffnet.complexity import count_operations
 from keras_muffnet.muffnet import MuffNet
 from keras_muffnet.presets import PAPER_NOTATION
+from keras_muffnet.presets import PRESETS
 from keras_muffnet.presets import StageSpec
 from keras_muffnet.presets import closed_form_counts
 from keras_muffnet.presets import stages_from_notation
@@ -31,11 +30,6 @@ TITLES = {
     5: "CIFAR-10 and CIFAR-100",
     6: "ImageNet",
     7: "MS COCO, SSD512",
-}
-# Height and width of an image, and the classes, that the counts are of.
-INPUTS = {
-    **dict.fromkeys((1, 2, 3, 4, 6, 7), (224, 1000)),
-    5: (32, 10),
 }
 DETECTION_SIZE = 512
 
@@ -195,13 +189,6 @@ _DETECTION = {
     "MobileNet": (21.7, "MobileNet_1.0"),
 }
 
-# Printed parameters, MACs at 224 and at 32 of the paper's networks.
-_MUFFNETS = {
-    0.5: (1.4, 42.0, 41.0),
-    1.0: (2.3, 146.0, 174.0),
-    1.5: (3.4, 300.0, 373.0),
-}
-
 
 @functools.cache
 def rows(table: int) -> tuple[Row, ...]:
@@ -249,7 +236,8 @@ def count(row: Row) -> RowCounts:
     Args:
         row: of `rows`.
     """
-    size, classes = INPUTS[row.table]
+    # All tables but 5 are of ImageNet's networks.
+    size, classes = TABLES.get(row.table, TABLES[6])
     model = row.build(input_shape=image_shape(size), classes=classes)
     built = count_complexity(model)
     flops = count_operations(model, row.rule)
@@ -342,14 +330,14 @@ def _ablation(table: int, label: str, accuracy: float) -> Row:
 
 
 def _benchmark(table: int, label: str, accuracies: Mapping[str, float]) -> Row:
-    for alpha, (parameters, macs_224, macs_32) in _MUFFNETS.items():
+    for alpha, preset in PRESETS.items():
         if label == f"MuffNet_{alpha}":
             return Row(
                 table,
                 label,
                 functools.partial(MuffNet, alpha=alpha),
-                parameters if table == 6 else None,
-                macs_224 if table == 6 else macs_32,
+                preset.paper_parameters if table == 6 else None,
+                preset.paper_macs_224 if table == 6 else preset.paper_macs_32,
                 accuracies,
                 stages=stages_from_notation(PAPER_NOTATION, alpha),
             )
@@ -357,7 +345,7 @@ def _benchmark(table: int, label: str, accuracies: Mapping[str, float]) -> Row:
     return Row(
         table,
         label,
-        functools.partial(_build_peer, peer),
+        peer.build,
         peer.printed_parameters,
         peer.printed_macs,
         accuracies,
@@ -366,8 +354,3 @@ def _benchmark(table: int, label: str, accuracies: Mapping[str, float]) -> Row:
         peer.macs_tolerance,
         peer.note,
     )
-
-
-def _build_peer(peer: PeerRow, **arguments: Any) -> keras.Model:
-    baselines = importlib.import_module("keras_muffnet.baselines")
-    return getattr(baselines, peer.network)(**peer.arguments, **arguments)
