@@ -167,6 +167,7 @@ def plot_predictions(
             integer.
     """
     _check_sheet(images, columns)
+    class_names = _as_text(class_names)
     rows = -(-len(images) // columns)
     figure, panels = new_sheet(1.4 * columns, 1.9 * rows, columns, rows)
     for axes in panels:
@@ -224,6 +225,7 @@ def plot_boxes(
             integer.
     """
     _check_sheet(images, columns)
+    class_names = _as_text(class_names)
     lines = load_optional("matplotlib.lines", "examples")
     colormaps = load_optional("matplotlib", "examples").colormaps
     columns = min(columns, len(images))
@@ -302,6 +304,7 @@ def plot_confusion(
         path: picture to write; its suffix gives the format.
     """
     classes = len(class_names)
+    class_names = _as_text(class_names)
     side = float(np.clip(0.45 * classes + 2, 5, 16))
     figure, axes = new_figure(side, side)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
@@ -407,6 +410,11 @@ def new_sheet(
     matplotlib = load_optional("matplotlib.figure", "examples")
     figure = matplotlib.Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _as_text(names: Sequence[str]) -> list[str]:
+    """Names as matplotlib draws them: between dollars it would read math."""
+    return [name.replace("$", r"\$") for name in names]
 
 
 def _check_sheet(

@@ -74,6 +74,16 @@ def test_sheets_of_one_image_and_of_none(tmp_path):
         plots.plot_predictions(one, [0], scores, names, path, columns=0)
 
 
+def test_names_with_dollars_are_text(tmp_path):
+    names = ["US$5", "US$10_$"]
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    scores = np.eye(2)
+    path = tmp_path / "p.png"
+    plots.plot_predictions(images, [0, 1], scores, names, path)
+    plots.plot_confusion(np.eye(2, dtype=int), names, path)
+    assert path.stat().st_size > 0
+
+
 def test_pictures_do_not_touch_the_caller_s_matplotlib(run_python, tmp_path):
     code = (
         "import sys; from keras_muffnet import plots;"
