@@ -247,6 +247,43 @@ LAYOUTS = {
         {"train": 2, "val": 1},
         None,
     ),
+    "CSV beside one folder of folders": (
+        {
+            "l.csv": "file,label\n2020/1.png,a\n2021/2.png,b\n",
+            "i/2020/1.png": png(1),
+            "i/2021/2.png": png(2),
+        },
+        ("a", "b"),
+        {"train": 2},
+        None,
+    ),
+    "CSV of something else around": (
+        {"l.csv": "file,label\nx,a\ny,b\n"}
+        | {f"i/train/{file}": png(i) for i, file in enumerate(TWO)},
+        CLASSES,
+        {"train": 3},
+        None,
+    ),
+    "CSV with paths from above the data": (
+        {
+            "l.csv": "file,label\n/home/me/set/i/a/1.png,a\n../i/b/1,b\n",
+            "i/a/1.png": png(1),
+            "i/b/1.png": png(2),
+        },
+        ("a", "b"),
+        {"train": 2},
+        None,
+    ),
+    "CSV with ends of paths": (
+        {
+            "l.csv": "file,label\na/1,a\nb/1.png,b\n",
+            "i/a/1.png": png(1),
+            "i/b/1.png": png(2),
+        },
+        ("a", "b"),
+        {"train": 2},
+        None,
+    ),
     "images without a row": (
         {"l.csv": "file,label\n1,a\n2,b\n"}
         | {f"images/{i}.png": png(i) for i in (1, 2, 3)},
@@ -311,6 +348,38 @@ ERRORS = {
     "a file without its image": (
         {"l.csv": "file,label\n1,a\nno,b\n", "i/1.png": png()},
         "files that are not there: 1: 'no'",
+    ),
+    "a file whose name is in another folder": (
+        {
+            "l.csv": "file,label\ni/cat/1.png,cat\ni/cat/2.png,cat\n",
+            "i/cat/1.png": png(1),
+            "i/dog/2.png": png(2),
+        },
+        "files that are not there: 1: 'i/cat/2.png'",
+    ),
+    "a file without suffix whose name is in another folder": (
+        {
+            "l.csv": "file,label\ncat/1,cat\ncat/2,cat\n",
+            "i/cat/1.png": png(1),
+            "i/dog/2.png": png(2),
+        },
+        "files that are not there: 1: 'cat/2'",
+    ),
+    "a name in two folders": (
+        {
+            "l.csv": "file,label\n1.png,cat\n",
+            "i/cat/1.png": png(1),
+            "i/dog/1.png": png(2),
+        },
+        "one image for each.*'1.png'.*'i/cat/1.png', 'i/dog/1.png'",
+    ),
+    "a name with two suffixes": (
+        {
+            "l.csv": "file,label\n1,cat\n",
+            "i/1.jpg": png(1),
+            "i/1.png": png(2),
+        },
+        "one image for each.*'1'.*'i/1.jpg', 'i/1.png'",
     ),
     "two labels": (
         {"l.csv": "file,label\n1,a\n1.png,b\n", "i/1.png": png()},

@@ -50,7 +50,9 @@ def open_source(
             - a folder of images with a CSV file beside it or in it: one
               column of files, with or without suffix, and one of labels,
               under a header such as `file,label` or `id,breed`. All files it
-              lists must be there. It may have a column `split`, or there may
+              lists must be there: an image matches where its path ends in
+              what the row states, or the row's path in that of the image.
+              It may have a column `split`, or there may
               be one for each split: `train.csv`, `test_labels.csv`.
             - an archive of such a folder: a .zip or .tar, or one of .tar.gz,
               .tar.bz2 and .tar.xz. It is read into memory, still encoded.
