@@ -203,9 +203,7 @@ def test_detect_writes_videos_of_any_size(suffix, one_box, tmp_path, muffnet):
     assert found["size"] == (64, 48)
 
 
-def test_detect_says_which_video_fails(
-    one_box, tmp_path, muffnet, monkeypatch
-):
+def test_detect_says_which_video_fails(one_box, tmp_path, muffnet, monkeypatch):
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     source, target = tmp_path / "a.mkv", tmp_path / "b.mp4"
     command = ("detect", "--model=m", source, "--output", target)
@@ -296,7 +294,11 @@ def test_a_truncated_image_is_one_line(
     model = f"--model={folder / 'm.keras'}"
     evaluate = ("evaluate", model, *data, f"--output={tmp_path}")
     if on_bad == "skip":
-        assert "6 images: " in muffnet(*evaluate)
+        printed = muffnet(*evaluate)
+        assert "6 validation images; 2 bad ones skipped: '" in printed
+        assert "6 images: " in printed
+        figures = json.loads((tmp_path / "evaluation.json").read_text())
+        assert (figures["split"], figures["skipped"]) == ("val", 2)
         return
     train = ("train", "quick", *data, "--batch-size=8")
     train += (f"--output={tmp_path / 'run'}",)
@@ -349,6 +351,21 @@ def test_flags_that_do_not_belong_are_refused(
         (("train", "ssd300_fast", "--devices=2"), "--devices"),
     ):
         assert f"{flag} must be left out" in muffnet(*command, status=1)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--mistakes=-1", "--mistakes must be 0 or more. Received: -1"),
+        ("--batch-size=0", "`batch_size` must be a positive integer"),
+    ],
+)
+def test_evaluate_refuses_numbers_out_of_range(
+    flag, message, muffnet, small_classifier, photos
+):
+    model = f"--model={small_classifier[0] / 'm.keras'}"
+    line = muffnet("evaluate", model, f"--data={photos}", flag, status=1)
+    assert message in line
 
 
 def test_export_writes_versions_that_can_be_served(

@@ -169,13 +169,13 @@ def test_records_are_one_complete_set(folder, tmp_path):
     # As after a writer that was stopped.
     for path, content in kept:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="one complete set.* 5: 'train-00000"):
+    with pytest.raises(ValueError, match=r"one complete set.* 5: 'train-00000"):
         open_source(target)
     for path in new:
         path.unlink()
     assert len(open_source(target).split("train")) == 3
     old[1].unlink()
-    with pytest.raises(ValueError, match="one complete set.* 2: 'train-00000"):
+    with pytest.raises(ValueError, match=r"one complete set.* 2: 'train-00000"):
         open_source(target)
     old[0].rename(target / "train-a")
     old[2].rename(target / "train-b")

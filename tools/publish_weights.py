@@ -196,7 +196,7 @@ def average_precision(
         open_detection_source(data),
         size=(recipe.size, recipe.size),
         batch_size=recipe.batch_size,
-        train_split=recipe.test_split,  # the other one is not opened
+        train_split=None,
         test_split=recipe.test_split,
         on_bad_annotation=recipe.on_bad,
     )

@@ -333,7 +333,7 @@ def write_records(
         name = path.name.partition("-")[0]
         if (
             path not in paths
-            and (name == split or own and split_named(name) == own)
+            and (name == split or (own and split_named(name) == own))
             and _SHARD.fullmatch(path.name)
         ):
             path.unlink()
