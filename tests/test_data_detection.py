@@ -686,6 +686,17 @@ def test_argument_errors(voc, options, message):
         ({}, {}, r"`source` must be a folder .*\{\}"),
         ("voc", {"class_names": []}, r"`class_names` must .*=\(\)"),
         ("voc", {"class_names": "aa"}, r"`class_names` must .*different"),
+        ("voc", {"images": "x"}, "`images` must be None for Pascal VOC.*'x'"),
+        (
+            {"train": "a.json"},
+            {"first_pixel": 1},
+            "`first_pixel` must be None for COCO.*=1",
+        ),
+        (
+            "tfds:coco",
+            {"images": "x"},
+            "`images` must be None for TensorFlow Datasets.*'x'",
+        ),
         ("voc", {"first_pixel": 2}, "`first_pixel` must be 0, 1 or None.*2"),
     ],
 )

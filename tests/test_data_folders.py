@@ -473,6 +473,26 @@ def test_a_locked_archive_is_named(tmp_path):
         open_source(tmp_path / "a.zip")
 
 
+def test_links_in_an_archive_are_followed(tmp_path):
+    write(tmp_path / "set", TWO)
+    (tmp_path / "set/dog/2.png").hardlink_to(tmp_path / "set/dog/1.png")
+    (tmp_path / "set/cat/0.png").symlink_to("again.png")
+    (tmp_path / "set/cat/again.png").symlink_to("../dog/1.png")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "set", "set")
+    assert opened(tmp_path / "a.tar.gz")[1] == opened(tmp_path / "set")[1]
+    train = open_source(tmp_path / "a.tar.gz").split("train")
+    contents = {train.key(i): train.read(i)[0] for i in range(len(train))}
+    assert contents["cat/0.png"] == contents["dog/1.png"]
+    for target in ("gone.png", "/etc/passwd", "0.png"):
+        (tmp_path / "set/cat/0.png").unlink()
+        (tmp_path / "set/cat/0.png").symlink_to(target)
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            archive.add(tmp_path / "set", "set")
+        with pytest.raises(ValueError, match=r"'set/cat/0\.png'.*no file in"):
+            open_source(tmp_path / "a.tar")
+
+
 def names_of(source, split):
     examples = source.split(split)
     return {examples.key(i) for i in range(len(examples))}
@@ -496,6 +516,9 @@ def test_a_part_is_held_out(tmp_path):
     assert names_of(other, "val") != val
     half = open_source(tmp_path / "one", validation_split=0.5, seed=3)
     assert val < names_of(half, "val")
+    for name in ("train[:10%]", "all"):  # slices of TensorFlow Datasets
+        with pytest.raises(ValueError, match="holds a part of these out"):
+            source.split(name)
     write(tmp_path / "one/train", [])
     write(tmp_path / "two/val", ["a/1.png"])
     with pytest.raises(ValueError, match="None where there are validation"):

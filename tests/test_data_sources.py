@@ -128,6 +128,13 @@ def test_no_source(source):
         open_source(source)
 
 
+def test_nested_is_for_folders_of_images(folder, tmp_path):
+    write_records(open_source(folder), tmp_path / "records", "train")
+    for source in ("digits", "tfds:mnist", tmp_path / "records"):
+        with pytest.raises(ValueError, match="`nested` must be None for"):
+            open_source(source, nested="top")
+
+
 def test_digits():
     source = open_source("digits")
     assert source.class_names == tuple("0123456789")

@@ -197,6 +197,21 @@ def check_fraction(fraction: float, source: str, splits: Sequence[str]) -> None:
         )
 
 
+def refuse_held_out(name: str) -> None:
+    """Raises for a split that has images that are held out.
+
+    Args:
+        name: of a split that is not `"train"` or `"val"`: `"trainval"`, the
+            lists and files of training images, slices of them.
+    """
+    if "train" in name or name == "all":
+        raise ValueError(
+            "`split` must be 'train', 'val' or one without training images "
+            "where validation_split holds a part of these out. Received: "
+            f"split={name!r}"
+        )
+
+
 def hold_out(source: Source, fraction: float, seed: int) -> Source:
     """Makes a split `"val"` of a part of the training images."""
     check_fraction(fraction, source.name, source.splits)
@@ -214,6 +229,7 @@ def hold_out(source: Source, fraction: float, seed: int) -> Source:
 
     def split(name: str) -> Examples:
         if name not in ("train", "val"):
+            refuse_held_out(name)
             return source._split(name)
         train, held = parts()
         return train.take(np.flatnonzero(held == (name == "val")))

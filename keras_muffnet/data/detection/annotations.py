@@ -22,6 +22,7 @@ from keras_muffnet.data.examples import STANDS_IN
 from keras_muffnet.data.examples import check_fraction
 from keras_muffnet.data.examples import held_out
 from keras_muffnet.data.examples import missing_split
+from keras_muffnet.data.examples import refuse_held_out
 from keras_muffnet.data.examples import split_named
 
 # Pixels that a box may reach out of its image without being said to: what
@@ -295,6 +296,7 @@ def hold_out(
         if name == "test" and "test" not in source.splits:
             name = "val"
         if name not in ("train", "val"):
+            refuse_held_out(name)
             return source._split(name)
         train, held = parts()
         return _Taken(train, np.flatnonzero(held == (name == "val")))
