@@ -37,8 +37,9 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         yield aside / path.name
         os.replace(aside / path.name, path)
     except OSError as error:
-        # A full disk does not say of itself where it was met.
-        if error.filename is None:
+        # A full disk does not say of itself where it was met. Without a number
+        # the error is its own text, which a file name would replace.
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
     finally:

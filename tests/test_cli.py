@@ -12,9 +12,12 @@ import tensorflow as tf
 from keras_muffnet import MuffNet
 from keras_muffnet import count_complexity
 from keras_muffnet.cli import common
+from keras_muffnet.cli import detect
 from keras_muffnet.cli import quantize_classifier
 from keras_muffnet.cli.main import COMMANDS
 from keras_muffnet.cli.main import main
+from keras_muffnet.detection.postprocess import Detections
+from keras_muffnet.evaluation.detectors import Detector
 from keras_muffnet.litert.metadata import read_metadata
 from keras_muffnet.training.loop import Interrupted
 from tests.conftest import write_photos
@@ -155,6 +158,108 @@ def test_detect_writes_what_it_reads(source, output, tmp_path, muffnet):
     assert line.endswith(f"Received: {tmp_path / output}")
 
 
+@pytest.fixture
+def one_box(monkeypatch):
+    """Has `detect` find one box of the second of two classes."""
+
+    def detect(pixels):
+        count = len(pixels)
+        return Detections(
+            np.full((count, 1, 4), [[2.0, 2, 9, 9]]),
+            np.full((count, 1), 0.9),
+            np.ones((count, 1), int),
+            np.ones(count, int),
+        )
+
+    found = Detector((16, 16), detect, ("cat", "dog"), 2)
+    monkeypatch.setattr(
+        "keras_muffnet.evaluation.load_detector", lambda model: found
+    )
+
+
+def write_film(path, count, height, width):
+    """Writes a video of frames of any size."""
+    imageio = pytest.importorskip("imageio.v2")
+    pytest.importorskip("imageio_ffmpeg")
+    writer = imageio.get_writer(
+        path, format="ffmpeg", fps=5, codec="ffv1", macro_block_size=1
+    )
+    with writer:
+        for k in range(count):
+            writer.append_data(np.full((height, width, 3), 40 * k, np.uint8))
+
+
+@pytest.mark.parametrize("suffix", sorted(detect.VIDEOS))
+def test_detect_writes_videos_of_any_size(suffix, one_box, tmp_path, muffnet):
+    source, target = tmp_path / "a.mkv", tmp_path / f"b{suffix}"
+    write_film(source, 3, 47, 63)
+    printed = muffnet("detect", "--model=m", source, "--output", target)
+    assert printed.count("  dog 0.900 at (7.9, 5.9, 35.4, 26.4)\n") == 3
+    assert f"3 frames, {target}" in printed
+    imageio = pytest.importorskip("imageio.v2")
+    with imageio.get_reader(target, "ffmpeg") as reader:
+        found = reader.get_meta_data()
+        assert sum(1 for _ in reader) == 3
+    assert found["codec"] == ("vp9" if suffix == ".webm" else "h264")
+    assert found["size"] == (64, 48)
+
+
+def test_detect_says_which_video_fails(one_box, tmp_path, muffnet, monkeypatch):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    source, target = tmp_path / "a.mkv", tmp_path / "b.mp4"
+    command = ("detect", "--model=m", source, "--output", target)
+    source.write_bytes(b"no video")
+    line = muffnet(*command, status=1)
+    assert f"ffmpeg can read. Received: {source} (" in line
+    write_film(source, 3, 16, 16)
+    with monkeypatch.context() as patch:
+        patch.setitem(detect.VIDEOS, ".mp4", "prores")
+        line = muffnet(*command, status=1)
+    assert f"error: '{target}' cannot be written: " in line
+    monkeypatch.setattr(ffmpeg, "count_frames_and_secs", lambda path: (2, 0.4))
+    line = muffnet(*command, status=1)
+    assert line.endswith("cannot be written: only 2 of 3 frames arrived")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mkv"]
+
+
+def test_detect_goes_on_after_a_bad_image(one_box, tmp_path, muffnet):
+    folder, output = tmp_path / "photos", tmp_path / "out"
+    write_photos(folder, ("a",), 3, 0)
+    folder /= "train/a"
+    (folder / "._0.png").write_bytes(b"what a Mac keeps of a file")
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:99])
+    command = ("detect", "--model=m", folder, "--output", output)
+    line = muffnet(*command, status=1)
+    assert f"whole images. Received: {folder / '1.png'} (" in line
+    written = sorted(path.name for path in output.iterdir())
+    assert written == ["0.png.png", "2.png.png"]
+    for path in folder.glob("[0-9].png"):
+        path.unlink()
+    assert "input must hold images" in muffnet(*command, status=1)
+
+
+def test_detect_wants_a_label_for_each_class(one_box, tmp_path, muffnet):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ndog\ncow\n")
+    write_photos(tmp_path, ("a",), 1, 0)
+    line = muffnet(
+        *("detect", "--model=m", "--labels", labels),
+        *(tmp_path / "train/a/0.png", "--output", tmp_path / "b.png"),
+        status=1,
+    )
+    assert "--labels must name the 2 classes of the detector" in line
+    assert line.endswith("labels.txt, with 3 names")
+
+
+def test_labels_are_read_as_editors_write_them(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_bytes("\ufeffK\u00fche\r\nhens \r\n\r\n".encode())
+    assert common.read_labels(path) == ["K\u00fche", "hens"]
+    path.write_bytes(b"K\xfche\n")
+    with pytest.raises(ValueError, match="--labels must be a text file in UTF"):
+        common.read_labels(path)
+
+
 def test_count_prints_the_published_counts(muffnet):
     lines = muffnet("count").splitlines()
     assert len(lines) == 1 + 9
@@ -232,7 +337,11 @@ def test_a_truncated_image_is_one_line(
     model = f"--model={folder / 'm.keras'}"
     evaluate = ("evaluate", model, *data, f"--output={tmp_path}")
     if on_bad == "skip":
-        assert "6 images: " in muffnet(*evaluate)
+        printed = muffnet(*evaluate)
+        assert "6 validation images; 2 bad ones skipped: '" in printed
+        assert "6 images: " in printed
+        figures = json.loads((tmp_path / "evaluation.json").read_text())
+        assert (figures["split"], figures["skipped"]) == ("val", 2)
         return
     train = ("train", "quick", *data, "--batch-size=8")
     train += (f"--output={tmp_path / 'run'}",)
@@ -285,6 +394,21 @@ def test_flags_that_do_not_belong_are_refused(
         (("train", "ssd300_fast", "--devices=2"), "--devices"),
     ):
         assert f"{flag} must be left out" in muffnet(*command, status=1)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--mistakes=-1", "--mistakes must be 0 or more. Received: -1"),
+        ("--batch-size=0", "`batch_size` must be a positive integer"),
+    ],
+)
+def test_evaluate_refuses_numbers_out_of_range(
+    flag, message, muffnet, small_classifier, photos
+):
+    model = f"--model={small_classifier[0] / 'm.keras'}"
+    line = muffnet("evaluate", model, f"--data={photos}", flag, status=1)
+    assert message in line
 
 
 def test_export_writes_versions_that_can_be_served(

@@ -297,6 +297,13 @@ def test_a_folder_needs_its_split_and_train(folder):
         ({"size": 32}, "`size` must be a height and a width.*32"),
         ({"size": (32, 0)}, r"`size\[1\]` must be a positive integer.*0"),
         ({"channels": 4}, "`channels` must be 1 or 3.*4"),
+        ({"crop": 0}, r"`crop` must be None or in \(0, 1\].*crop=0"),
+        ({"crop": 87.5}, r"`crop` must be None or in \(0, 1\].*crop=87.5"),
+        (
+            {"source": "digits", "size": (8, 8), "crop": 0.5},
+            "`crop` must be None for the digits",
+        ),
+        ({"on_bad_image": "drop"}, "'raise' or 'skip'.*'drop'"),
         ({"limit": 0}, "`limit` must be a positive integer.*0"),
         ({"size": (10**6, 10**6)}, "`limit` must keep .*limit=None"),
         ({"source": "digits", "size": (10**6, 10**6)}, "`limit` must keep"),

@@ -8,6 +8,7 @@ from keras_muffnet.data import SSDAugmentation
 from keras_muffnet.data import make_detection_feed
 from keras_muffnet.data import open_detection_source
 from keras_muffnet.data.detection import augmentation as ssd_augmentation
+from keras_muffnet.data.examples import split_given
 
 WIDTH, HEIGHT = 40, 30
 
@@ -103,6 +104,28 @@ def test_voc_folder(voc):
     original = Image.open(voc / "JPEGImages/t.jpg")
     pixels = original.resize((16, 12), Image.BILINEAR)
     np.testing.assert_allclose(x[0], (np.float32(pixels) - 128) / 128)
+
+
+def test_a_feed_that_only_evaluates(voc):
+    (voc / "JPEGImages/a.jpg").unlink()  # a training image
+    feed = feed_of(voc, train_split=None, batch_size=9)
+    assert (feed.train_size, feed.test_size, feed.steps_per_epoch) == (0, 2, 0)
+    assert feed.report().startswith("2 test images, with 2 objects (")
+    assert len(joined(feed.evaluation())[0]) == len(feed.ground_truth()) == 2
+    with pytest.raises(ValueError, match="`train_split` must be given"):
+        feed.epoch(0)
+
+
+def test_reports_name_the_split_that_is_given(voc):
+    lists = voc / "ImageSets/Main"
+    (lists / "test.txt").rename(lists / "val.txt")
+    for asked, given in (("test", "val"), ("trainval", "train")):
+        feed = feed_of(voc, train_split=None, test_split=asked)
+        assert feed.test_split == given
+    assert feed.report().startswith("4 training images, with 4 objects")
+    splits = ("VOC2007/val", "VOC2012/train", "VOC2012/trainval")
+    asked = "VOC2007/test + VOC2012/trainval"
+    assert split_given(asked, splits) == "VOC2007/val+VOC2012/trainval"
 
 
 def test_difficult_objects_are_targets_unless_told_otherwise(voc):
@@ -663,6 +686,17 @@ def test_argument_errors(voc, options, message):
         ({}, {}, r"`source` must be a folder .*\{\}"),
         ("voc", {"class_names": []}, r"`class_names` must .*=\(\)"),
         ("voc", {"class_names": "aa"}, r"`class_names` must .*different"),
+        ("voc", {"images": "x"}, "`images` must be None for Pascal VOC.*'x'"),
+        (
+            {"train": "a.json"},
+            {"first_pixel": 1},
+            "`first_pixel` must be None for COCO.*=1",
+        ),
+        (
+            "tfds:coco",
+            {"images": "x"},
+            "`images` must be None for TensorFlow Datasets.*'x'",
+        ),
         ("voc", {"first_pixel": 2}, "`first_pixel` must be 0, 1 or None.*2"),
     ],
 )

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import shutil
 
 import keras
 import numpy as np
@@ -415,6 +416,30 @@ def test_a_split_without_a_good_image(tmp_path):
         (tmp_path / name).write_text("no image")
     with pytest.raises(ValueError, match=r"a good image.*all 1 are bad"):
         feed_of(tmp_path, batch_size=1, on_bad_image="skip")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_feed_that_only_evaluates(spoilt, backend, monkeypatch):
+    opened = []
+    split = Source.split
+    monkeypatch.setattr(
+        Source, "split", lambda *a: opened.append(a[1]) or split(*a)
+    )
+    shutil.copy(spoilt / "train/a/cut.png", spoilt / "test/a/cut.png")
+    options = {"on_bad_image": "skip", "backend": backend, "cache": False}
+    feed = feed_of(
+        spoilt, train_split=None, batch_size=40, test_split="test", **options
+    )
+    assert opened == ["test"]
+    assert (feed.train_size, feed.test_size, feed.steps_per_epoch) == (0, 9, 0)
+    assert feed.report().startswith("9 test images; 1 bad ones skipped: ")
+    [(_, labels)] = arrays(feed.evaluation())
+    assert len(labels) == 9
+    assert feed.fingerprint() != feed_of(spoilt, **options).fingerprint()
+    with pytest.raises(ValueError, match="`train_split` must be given"):
+        feed.epoch(0)
+    with pytest.raises(ValueError, match="`class_weight` must be None without"):
+        feed_of(spoilt, train_split=None, class_weight="balanced")
 
 
 def test_digits():

@@ -247,6 +247,43 @@ LAYOUTS = {
         {"train": 2, "val": 1},
         None,
     ),
+    "CSV beside one folder of folders": (
+        {
+            "l.csv": "file,label\n2020/1.png,a\n2021/2.png,b\n",
+            "i/2020/1.png": png(1),
+            "i/2021/2.png": png(2),
+        },
+        ("a", "b"),
+        {"train": 2},
+        None,
+    ),
+    "CSV of something else around": (
+        {"l.csv": "file,label\nx,a\ny,b\n"}
+        | {f"i/train/{file}": png(i) for i, file in enumerate(TWO)},
+        CLASSES,
+        {"train": 3},
+        None,
+    ),
+    "CSV with paths from above the data": (
+        {
+            "l.csv": "file,label\n/home/me/set/i/a/1.png,a\n../i/b/1,b\n",
+            "i/a/1.png": png(1),
+            "i/b/1.png": png(2),
+        },
+        ("a", "b"),
+        {"train": 2},
+        None,
+    ),
+    "CSV with ends of paths": (
+        {
+            "l.csv": "file,label\na/1,a\nb/1.png,b\n",
+            "i/a/1.png": png(1),
+            "i/b/1.png": png(2),
+        },
+        ("a", "b"),
+        {"train": 2},
+        None,
+    ),
     "images without a row": (
         {"l.csv": "file,label\n1,a\n2,b\n"}
         | {f"images/{i}.png": png(i) for i in (1, 2, 3)},
@@ -311,6 +348,38 @@ ERRORS = {
     "a file without its image": (
         {"l.csv": "file,label\n1,a\nno,b\n", "i/1.png": png()},
         "files that are not there: 1: 'no'",
+    ),
+    "a file whose name is in another folder": (
+        {
+            "l.csv": "file,label\ni/cat/1.png,cat\ni/cat/2.png,cat\n",
+            "i/cat/1.png": png(1),
+            "i/dog/2.png": png(2),
+        },
+        "files that are not there: 1: 'i/cat/2.png'",
+    ),
+    "a file without suffix whose name is in another folder": (
+        {
+            "l.csv": "file,label\ncat/1,cat\ncat/2,cat\n",
+            "i/cat/1.png": png(1),
+            "i/dog/2.png": png(2),
+        },
+        "files that are not there: 1: 'cat/2'",
+    ),
+    "a name in two folders": (
+        {
+            "l.csv": "file,label\n1.png,cat\n",
+            "i/cat/1.png": png(1),
+            "i/dog/1.png": png(2),
+        },
+        "one image for each.*'1.png'.*'i/cat/1.png', 'i/dog/1.png'",
+    ),
+    "a name with two suffixes": (
+        {
+            "l.csv": "file,label\n1,cat\n",
+            "i/1.jpg": png(1),
+            "i/1.png": png(2),
+        },
+        "one image for each.*'1'.*'i/1.jpg', 'i/1.png'",
     ),
     "two labels": (
         {"l.csv": "file,label\n1,a\n1.png,b\n", "i/1.png": png()},
@@ -404,6 +473,26 @@ def test_a_locked_archive_is_named(tmp_path):
         open_source(tmp_path / "a.zip")
 
 
+def test_links_in_an_archive_are_followed(tmp_path):
+    write(tmp_path / "set", TWO)
+    (tmp_path / "set/dog/2.png").hardlink_to(tmp_path / "set/dog/1.png")
+    (tmp_path / "set/cat/0.png").symlink_to("again.png")
+    (tmp_path / "set/cat/again.png").symlink_to("../dog/1.png")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "set", "set")
+    assert opened(tmp_path / "a.tar.gz")[1] == opened(tmp_path / "set")[1]
+    train = open_source(tmp_path / "a.tar.gz").split("train")
+    contents = {train.key(i): train.read(i)[0] for i in range(len(train))}
+    assert contents["cat/0.png"] == contents["dog/1.png"]
+    for target in ("gone.png", "/etc/passwd", "0.png"):
+        (tmp_path / "set/cat/0.png").unlink()
+        (tmp_path / "set/cat/0.png").symlink_to(target)
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            archive.add(tmp_path / "set", "set")
+        with pytest.raises(ValueError, match=r"'set/cat/0\.png'.*no file in"):
+            open_source(tmp_path / "a.tar")
+
+
 def names_of(source, split):
     examples = source.split(split)
     return {examples.key(i) for i in range(len(examples))}
@@ -427,6 +516,9 @@ def test_a_part_is_held_out(tmp_path):
     assert names_of(other, "val") != val
     half = open_source(tmp_path / "one", validation_split=0.5, seed=3)
     assert val < names_of(half, "val")
+    for name in ("train[:10%]", "all"):  # slices of TensorFlow Datasets
+        with pytest.raises(ValueError, match="holds a part of these out"):
+            source.split(name)
     write(tmp_path / "one/train", [])
     write(tmp_path / "two/val", ["a/1.png"])
     with pytest.raises(ValueError, match="None where there are validation"):

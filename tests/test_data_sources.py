@@ -128,6 +128,13 @@ def test_no_source(source):
         open_source(source)
 
 
+def test_nested_is_for_folders_of_images(folder, tmp_path):
+    write_records(open_source(folder), tmp_path / "records", "train")
+    for source in ("digits", "tfds:mnist", tmp_path / "records"):
+        with pytest.raises(ValueError, match="`nested` must be None for"):
+            open_source(source, nested="top")
+
+
 def test_digits():
     source = open_source("digits")
     assert source.class_names == tuple("0123456789")
@@ -154,6 +161,32 @@ def test_records_give_what_their_source_does(folder, tmp_path, shards):
     assert contents(read.split("test")) == [(3, 1)]
     with pytest.raises(ValueError, match=r"of 2: 'train', 'val'.*'other'"):
         read.split("other")
+
+
+def test_records_are_one_complete_set(folder, tmp_path):
+    source = open_source(folder)
+    target = tmp_path / "records"
+    write_records(source, target, "val")
+    old = write_records(source, target, "train", shards=3)
+    kept = [(path, path.read_bytes()) for path in old]
+    new = write_records(source, target, "train", shards=2)
+    assert sorted(target.glob("train-*")) == new
+    assert len(open_source(target).split("train")) == 3
+    assert len(open_source(target).split("val")) == 1
+    # As after a writer that was stopped.
+    for path, content in kept:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"one complete set.* 5: 'train-00000"):
+        open_source(target)
+    for path in new:
+        path.unlink()
+    assert len(open_source(target).split("train")) == 3
+    old[1].unlink()
+    with pytest.raises(ValueError, match=r"one complete set.* 2: 'train-00000"):
+        open_source(target)
+    old[0].rename(target / "train-a")
+    old[2].rename(target / "train-b")
+    assert len(open_source(target).split("train")) == 2
 
 
 def test_records_of_others_are_read():
@@ -211,7 +244,8 @@ def test_truncated_record_files_are_named(folder, tmp_path):
 
 def test_labels_out_of_range_are_told(folder, tmp_path):
     write_records(open_source(folder), tmp_path, "train")
-    (tmp_path / "classes.txt").write_text("only\n")
+    (tmp_path / "classes.txt").write_text("only\n", encoding="utf-8-sig")
+    assert open_source(tmp_path).class_names == ("only",)
     train = open_source(tmp_path).split("train")
     assert contents(open_source(folder).split("train"))[0][1] == 0
     train.read(0)

@@ -9,11 +9,18 @@ import tensorflow as tf
 
 from keras_muffnet import MuffNet
 from keras_muffnet import StageSpec
+from keras_muffnet.data import make_detection_feed
+from keras_muffnet.data import open_detection_source
+from keras_muffnet.detection.postprocess import Detections
 from keras_muffnet.evaluation import evaluate
+from keras_muffnet.evaluation import evaluate_detector
 from keras_muffnet.evaluation import load_predictor
 from keras_muffnet.evaluation.classifiers import probabilities
 from keras_muffnet.export import export_litert
 from keras_muffnet.export import export_saved_model
+from tests.test_data_detection import LISTS
+from tests.test_data_detection import VOC
+from tests.test_data_detection import write_voc
 
 NETWORK = {
     "input_shape": (32, 32, 3),
@@ -21,6 +28,18 @@ NETWORK = {
     "stages": [StageSpec("geometric", 3, 6), StageSpec("none", 2, 6)],
 }
 NAMES = tuple("abcdefg")
+
+
+@keras.saving.register_keras_serializable()
+class Subclassed(keras.Model):
+    """A classifier whose inputs Keras does not know."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(keras.ops.mean(x, (1, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +137,97 @@ def test_a_model_of_other_classes_or_of_nothing_is_refused(formats, tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"")
     with pytest.raises(ValueError, match="`model` must end in"):
         load_predictor(tmp_path / "m.onnx")
+
+
+def test_scores_that_are_no_numbers_are_refused(images):
+    pixels, labels = images
+
+    def predict(pixels):
+        scores = np.full((len(pixels), 7), 1 / 7, np.float32)
+        scores[1, 3] = np.nan
+        return scores
+
+    with pytest.raises(ValueError, match=r"NaN for 1 of 20 images"):
+        evaluate(predict, [(pixels, labels)], NAMES)
+    with pytest.raises(ValueError, match=r"`mistakes` must be 0.*=-1"):
+        evaluate(predict, [(pixels, labels)], NAMES, mistakes=-1)
+
+
+def test_an_older_sheet_of_mistakes_is_removed(images, tmp_path):
+    pixels, labels = images
+    (tmp_path / "mistakes.png").write_bytes(b"older")
+    result = evaluate(
+        lambda x: np.eye(7, dtype=np.float32)[labels], [(pixels, labels)], NAMES
+    )
+    result.write(tmp_path)
+    assert not (tmp_path / "mistakes.png").exists()
+
+
+def test_models_that_are_no_classifiers_are_refused(tmp_path):
+    layers = keras.layers
+    image, other = keras.Input((4, 4, 3)), keras.Input((4, 4, 3))
+    x = layers.Flatten()(image)
+    two_outputs = [layers.Dense(2)(x), layers.Dense(3)(x)]
+    joined = layers.Dense(2)(layers.Add()([x, layers.Flatten()(other)]))
+    for name, model in (
+        ("outputs", keras.Model(image, two_outputs)),
+        ("inputs", keras.Model([image, other], joined)),
+        ("subclassed", Subclassed()),
+    ):
+        if isinstance(model, Subclassed):
+            model(np.zeros((1, 4, 4, 3)))
+        model.save(tmp_path / f"{name}.keras")
+        with pytest.raises(ValueError, match="with one input and one output"):
+            load_predictor(tmp_path / f"{name}.keras")
+
+
+def test_the_standard_deviation_is_positive(tmp_path):
+    for std in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="must be a positive number"):
+            load_predictor(tmp_path / "m.keras", normalization=(0, std))
+
+
+class OneBox:
+    """Finds the same box on each image."""
+
+    size = (12, 16)
+
+    def __init__(self, score):
+        self.score = score
+
+    def detect(self, pixels):
+        count = len(pixels)
+        return Detections(
+            np.tile(np.float32([2, 2, 9, 9]), (count, 1, 1)),
+            np.full((count, 1), self.score, np.float32),
+            np.zeros((count, 1), np.int64),
+            np.ones(count, np.int64),
+        )
+
+
+def test_detectors_want_pixels_of_their_size_and_give_numbers(tmp_path):
+    voc = write_voc(tmp_path / "voc", LISTS, VOC)
+    source = open_detection_source(voc)
+
+    def result(score=0.5, size=(12, 16), pictures=0, **options):
+        feed = make_detection_feed(
+            source, size=size, batch_size=2, train_split=None, **options
+        )
+        return evaluate_detector(OneBox(score), feed, pictures)
+
+    scaling = {"mean": 0, "std": 1}
+    with pytest.raises(ValueError, match=r"mean=0 and std=1.*mean=128"):
+        result()
+    with pytest.raises(ValueError, match=r"detector's size.*\(2, 16, 12, 3\)"):
+        result(size=(16, 12), **scaling)
+    with pytest.raises(ValueError, match="scores that are NaN"):
+        result(float("nan"), **scaling)
+    with pytest.raises(ValueError, match=r"`pictures` must be 0.*=-1"):
+        result(pictures=-1, **scaling)
+    (tmp_path / "boxes.png").write_bytes(b"older")
+    result(**scaling).write(tmp_path)
+    assert (tmp_path / "evaluation.json").exists()
+    assert not (tmp_path / "boxes.png").exists()
 
 
 def test_a_folder_of_images_may_have_the_name_of_the_model(

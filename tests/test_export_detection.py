@@ -252,7 +252,8 @@ def test_a_detector_is_evaluated_by_the_same_command(
     printed = muffnet(*command, folder / "float.tflite")
     assert "2 images, 4 objects" in printed
     figures = json.loads((tmp_path / "evaluation.json").read_text())
-    assert figures["split"] == "test"
+    assert (figures["split"], figures["skipped"]) == ("test", 0)
+    assert figures["clipped"] == 0 and "2 test images, with 4 obj" in printed
     assert set(figures["voc"]) == {"mean", "cat", "dog"}
     assert (tmp_path / "boxes.png").stat().st_size > 0
     assert f"{figures['voc']['mean']:>8.4f}" in printed
@@ -263,6 +264,8 @@ def test_a_detector_is_evaluated_by_the_same_command(
     assert "Platelets, RBC, WBC" in error
     error = muffnet(*command, folder / "model.keras", "--mistakes=1", status=1)
     assert "--mistakes must be left out for a detector" in error
+    error = muffnet(*command, folder / "model.keras", "--pictures=-1", status=1)
+    assert "--pictures must be 0 or more. Received: -1" in error
 
 
 def test_detect_draws_an_image_and_a_folder(files, tmp_path, muffnet):

@@ -31,6 +31,14 @@ def test_a_full_disk_is_told_with_the_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_error_without_a_number_keeps_its_text(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"^the encoder failed$"),
+        written_aside(tmp_path / "a.mp4"),
+    ):
+        raise OSError("the encoder failed")
+
+
 def test_file_is_replaced(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -264,6 +264,36 @@ def test_the_catalog_has_the_stem_of_the_network(
     )
 
 
+def test_widths_of_one_name_share_their_fields(
+    run, folder, monkeypatch, capsys
+):
+    _, model = run
+    source = run[0]
+    configuration = json.loads((source / "configuration.json").read_text())
+    alpha = str(float(configuration["settings"]["alpha"]))
+    publish_weights.enter("digits", configuration, model, "new")
+    path = folder / "catalog.json"
+    entry = json.loads(path.read_text())["digits"]
+    assert entry["sha256"] == {alpha: "new"} and "crop" not in entry
+    # An entry of the same width alone is replaced as a whole.
+    older = {**entry, "size": 99, "crop": 0.875, "sha256": {alpha: "old"}}
+    path.write_text(json.dumps({"digits": older}))
+    publish_weights.enter("digits", configuration, model, "new")
+    assert json.loads(path.read_text()) == {"digits": entry}
+    # One of another width stays, and what differs from it is refused.
+    wide = {**entry, "sha256": {"9.0": "wide"}}
+    path.write_text(json.dumps({"digits": wide}))
+    publish_weights.enter("digits", configuration, model, "new")
+    found = json.loads(path.read_text())["digits"]
+    assert found["sha256"] == {"9.0": "wide", alpha: "new"}
+    path.write_text(json.dumps({"digits": {**wide, "crop": 0.875}}))
+    before = path.read_text()
+    assert publish(source, monkeypatch) == 1
+    assert "whose crop at alpha" in capsys.readouterr().err
+    assert [p.name for p in folder.iterdir()] == [path.name]
+    assert path.read_text() == before
+
+
 def test_an_unknown_detector_is_refused():
     with pytest.raises(ValueError, match="`name` must be one of"):
         pretrained_ssd("cells")

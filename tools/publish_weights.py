@@ -107,6 +107,8 @@ def publish(args: argparse.Namespace) -> None:
         stem = file_stem(args.name, settings["alpha"])
         taken, score, measure = "best", "accuracy", accuracies
     model = keras.saving.load_model(run / f"{taken}.keras", compile=False)
+    # Refuses before anything is written.
+    catalog_with(args.name, configuration, model, "")
     with written_aside(FOLDER / f"{stem}.weights.h5") as aside:
         halved(model).save_weights(aside)
         before = measure(model, args.data, settings)[score]
@@ -196,7 +198,7 @@ def average_precision(
         open_detection_source(data),
         size=(recipe.size, recipe.size),
         batch_size=recipe.batch_size,
-        train_split=recipe.test_split,  # the other one is not opened
+        train_split=None,
         test_split=recipe.test_split,
         on_bad_annotation=recipe.on_bad,
     )
@@ -305,6 +307,23 @@ def enter(
     sha256: str,
 ) -> None:
     """Enters the file in the catalog of its kind."""
+    path, catalog = catalog_with(name, configuration, model, sha256)
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(catalog, indent=2) + "\n")
+
+
+def catalog_with(
+    name: str,
+    configuration: dict[str, Any],
+    model: "keras.Model",
+    sha256: str,
+) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Returns the file of the catalog, and what it is to hold.
+
+    Raises:
+        ValueError: if weights of that name and another width have other
+            classes, or are of images made ready in another way.
+    """
     from keras_muffnet.detection.ssd import is_detector
     from keras_muffnet.training import Recipe
     from keras_muffnet.training import network
@@ -312,8 +331,7 @@ def enter(
     settings = configuration["settings"]
     path = FOLDER / (DETECTORS if is_detector(model) else CATALOG)
     catalog = json.loads(path.read_text()) if path.exists() else {}
-    entry = catalog.setdefault(name, {})
-    entry |= {
+    entry = {
         "class_names": configuration["classes"],
         "size": settings["size"],
     }
@@ -334,9 +352,23 @@ def enter(
         crop = preprocessing_of(model).crop
         if crop is not None:
             entry["crop"] = crop
-        entry.setdefault("sha256", {})[str(float(settings["alpha"]))] = sha256
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(catalog, indent=2) + "\n")
+        known = dict(catalog.get(name, {}))
+        checksums = known.pop("sha256", {})
+        alpha = str(float(settings["alpha"]))
+        if checksums.keys() - {alpha} and known != entry:
+            other = [
+                key
+                for key in sorted(known.keys() | entry.keys())
+                if known.get(key) != entry.get(key)
+            ]
+            raise ValueError(
+                "`--name` must be of weights that have the same classes, size, "
+                f"stem and crop at each width. Received: {name!r}, whose "
+                f"{', '.join(other)} at alpha {alpha} would be another than at "
+                f"{', '.join(sorted(checksums.keys() - {alpha}))}"
+            )
+        entry["sha256"] = {**checksums, alpha: sha256}
+    return path, {**catalog, name: entry}
 
 
 if __name__ == "__main__":

@@ -315,5 +315,15 @@ def use_tensorflow() -> None:
 
 
 def read_labels(path: pathlib.Path) -> list[str]:
-    """Reads the names of classes, one on each line."""
-    return path.read_text(encoding="utf-8").splitlines()
+    """Reads the names of classes, one on each line that is not empty.
+
+    Raises:
+        ValueError: if the file is not UTF-8; a byte order mark may start it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--labels must be a text file in UTF-8. Received: {path} ({error})"
+        ) from None
+    return [line.strip() for line in lines if line.strip()]

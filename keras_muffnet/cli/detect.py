@@ -8,20 +8,33 @@ r"""Draws the objects that a detector finds on an image, a folder or a video.
 The model is the name of a detector that ships, a `.keras` file, a SavedModel
 (or the folder of its versions) or a `.tflite` file; pixels are scaled as
 `preprocess_input` does. Of a folder all images are taken, and the pictures have
-their names, as PNG files. Prints what was found, box by box, in pixels of the
-image: of a video, frame by frame.
+their names, as PNG files; hidden files are passed over, and a bad image is
+reported and makes the status 1 at the end. Videos are written as VP9 in .webm
+files and as H.264 in others. Prints what was found, box by box, in pixels of
+the image: of a video, frame by frame.
 """
 
 import argparse
+import contextlib
 import functools
 import pathlib
+import sys
+from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
 from keras_muffnet.cli import common
 from keras_muffnet.data.layout import SUFFIXES
+from keras_muffnet.data.layout import is_hidden
 
-VIDEOS = (".avi", ".mkv", ".mov", ".mp4", ".webm")
+# Suffixes of videos, and the encoders of what is written.
+VIDEOS = {
+    ".avi": "libx264",
+    ".mkv": "libx264",
+    ".mov": "libx264",
+    ".mp4": "libx264",
+    ".webm": "libvpx-vp9",
+}
 # Frames that are looked at a time.
 BATCH = 8
 COLORS = (
@@ -62,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Detects, draws, writes and prints."""
+def run(args: argparse.Namespace) -> int:
+    """Detects, draws, writes and prints; returns the exit status."""
     from keras_muffnet.evaluation import load_detector
 
     if not args.input.exists():
@@ -72,20 +85,35 @@ def run(args: argparse.Namespace) -> None:
     is_video = suffix in VIDEOS
     if not args.input.is_dir() and suffix not in (*SUFFIXES, *VIDEOS):
         raise ValueError(
-            f"input must be a folder or end in {', '.join(SUFFIXES + VIDEOS)}. "
-            f"Received: {args.input}"
+            "input must be a folder or end in "
+            f"{', '.join((*SUFFIXES, *VIDEOS))}. Received: {args.input}"
         )
     check_output(args.output, args.input)
     detector = load_detector(args.model)
     labels = list(detector.class_names)
     if args.labels:
         labels = common.read_labels(args.labels)
+        if detector.classes not in (None, len(labels)):
+            raise ValueError(
+                f"--labels must name the {detector.classes} classes of the "
+                f"detector. Received: {args.labels}, with {len(labels)} names"
+            )
     mark = functools.partial(marked, labels=labels, detector=detector)
     if is_video:
         mark_video(args.input, args.output, mark, args.threshold)
-        return
+        return 0
+    status = 0
     for path, target in pictures(args.input, args.output):
-        mark_picture(path, target, mark, args.threshold)
+        try:
+            image = read_picture(path)
+        except ValueError as error:
+            if not args.input.is_dir():
+                raise
+            print(f"muffnet detect: error: {error}", file=sys.stderr)
+            status = common.FAILED
+            continue
+        mark_picture(path, image, target, mark, args.threshold)
+    return status
 
 
 def check_output(output: pathlib.Path, source: pathlib.Path) -> None:
@@ -117,26 +145,43 @@ def pictures(
     if not source.is_dir():
         yield source, output
         return
-    paths = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
+    paths = sorted(
+        path
+        for path in source.iterdir()
+        if path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
+    )
     if not paths:
         raise ValueError(f"input must hold images. Received: {source}")
     for path in paths:
         yield path, output / f"{path.name}.png"
 
 
-def mark_picture(
-    path: pathlib.Path, target: pathlib.Path, mark: Any, threshold: float
-) -> None:
-    """Writes an image with boxes, and prints them."""
-    from keras_muffnet._files import written_aside
+def read_picture(path: pathlib.Path) -> Any:
+    """Reads an image.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read or decoded.
+    """
     from keras_muffnet.data.decoding import rgb_with_pillow
 
     try:
-        image = rgb_with_pillow(path.read_bytes())
-    except ValueError as error:
+        return rgb_with_pillow(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"input must hold whole images. Received: {path} ({error})"
         ) from error
+
+
+def mark_picture(
+    path: pathlib.Path,
+    image: Any,
+    target: pathlib.Path,
+    mark: Any,
+    threshold: float,
+) -> None:
+    """Writes an image with boxes, and prints them."""
+    from keras_muffnet._files import written_aside
+
     [(picture, lines)] = mark([image], threshold=threshold)
     with written_aside(target) as aside:
         picture.save(aside)
@@ -148,34 +193,113 @@ def mark_picture(
 def mark_video(
     source: pathlib.Path, target: pathlib.Path, mark: Any, threshold: float
 ) -> None:
-    """Writes a video with boxes, and prints them frame by frame."""
+    """Writes a video with boxes, and prints them frame by frame.
+
+    Raises:
+        ValueError: if the video cannot be read, or has no frames.
+        OSError: if the new one cannot be written.
+    """
     import numpy as np
     from PIL import Image
 
     from keras_muffnet._files import written_aside
     from keras_muffnet._optional import load_optional
 
-    load_optional("imageio_ffmpeg", "video")
+    ffmpeg = load_optional("imageio_ffmpeg", "video")
     imageio = load_optional("imageio.v2", "video")
-    with imageio.get_reader(source, "ffmpeg") as reader:
-        rate = reader.get_meta_data()["fps"]
-        with (
-            written_aside(target) as aside,
-            # Frames keep their size, whatever a codec would like better.
-            imageio.get_writer(
-                aside, format="ffmpeg", fps=rate, macro_block_size=1
-            ) as writer,
-        ):
-            number = 0
+    try:
+        reader = imageio.get_reader(source, "ffmpeg")
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            "input must be a video that ffmpeg can read. "
+            f"Received: {source} ({last_line(error)})"
+        ) from error
+    with reader, written_aside(target) as aside:
+        number = 0
+        with video_writer(
+            imageio, aside, target, reader.get_meta_data()["fps"]
+        ) as append:
             for frames in batches(reader):
                 images = [Image.fromarray(np.asarray(f)) for f in frames]
                 for picture, lines in mark(images, threshold=threshold):
-                    writer.append_data(np.asarray(picture))
+                    append(even(np.asarray(picture)))
                     print(f"frame {number}: {len(lines)} objects")
                     for line in lines:
                         print(f"  {line}")
                     number += 1
+        if not number:
+            raise ValueError(f"input must have frames. Received: {source}")
+        with named_failures(target):
+            written, _ = ffmpeg.count_frames_and_secs(aside)
+        if written < number:
+            raise OSError(
+                f"{str(target)!r} cannot be written: only {written} of "
+                f"{number} frames arrived"
+            )
     print(f"{number} frames, {target}")
+
+
+@contextlib.contextmanager
+def video_writer(
+    imageio: Any, aside: pathlib.Path, target: pathlib.Path, rate: float
+) -> Iterator[Callable[[Any], None]]:
+    """Yields what appends a frame to a video.
+
+    Args:
+        imageio: the package.
+        aside: the file.
+        target: what errors call it.
+        rate: frames a second.
+    """
+    with named_failures(target):
+        writer = imageio.get_writer(
+            aside,
+            format="ffmpeg",
+            fps=rate,
+            codec=VIDEOS[target.suffix.lower()],
+            # Else frames are resized to multiples of 16.
+            macro_block_size=1,
+        )
+
+    def append(frame: Any) -> None:
+        with named_failures(target):
+            writer.append_data(frame)
+
+    try:
+        yield append
+    finally:
+        with named_failures(target):
+            writer.close()
+
+
+@contextlib.contextmanager
+def named_failures(target: pathlib.Path) -> Iterator[None]:
+    """Raises what ffmpeg reports of a file that it writes, in one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"{str(target)!r} cannot be written: {last_line(error)}"
+        ) from error
+
+
+def last_line(error: Exception) -> str:
+    """Returns the last line of an error: ffmpeg's whole log may precede it."""
+    return str(error).strip().rpartition("\n")[2]
+
+
+def even(frame: Any) -> Any:
+    """Repeats the last row and column of a frame of odd sides.
+
+    H.264 stores colors for 2x2 pixels.
+
+    Args:
+        frame: uint8 `(height, width, 3)`.
+    """
+    import numpy as np
+
+    height, width = frame.shape[:2]
+    return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
 
 
 def batches(frames: Any) -> Iterator[list[Any]]:

@@ -11,7 +11,9 @@ hardest, and writes `evaluation.json`, `per_class.csv`, `confusion.png` and
 COCO's twelve figures and Pascal VOC's average precision of each class at an IoU
 of 0.5, of the whole area and at 11 points, and writes them to
 `evaluation.json`, and to `boxes.png` a sheet of images with what was found, of
-which the scores are drawn. The classes of the images must be the model's.
+which the scores are drawn. The classes of the images must be the model's. The
+split that was measured and how many images and objects `--on-bad skip` left out
+are printed and in `evaluation.json`: without a test split, "test" means "val".
 """
 
 import argparse
@@ -23,6 +25,7 @@ from typing import Any
 from keras_muffnet.cli import common
 
 if TYPE_CHECKING:
+    from keras_muffnet import data
     from keras_muffnet.evaluation import DetectionEvaluation
     from keras_muffnet.evaluation import Evaluation
     from keras_muffnet.evaluation.classifiers import Predictor
@@ -68,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates, prints and writes."""
     import keras
 
+    from keras_muffnet.evaluation import evaluate
+    from keras_muffnet.evaluation import evaluate_detector
     from keras_muffnet.evaluation import load_model
     from keras_muffnet.evaluation.classifiers import Predictor
 
@@ -83,81 +88,90 @@ def run(args: argparse.Namespace) -> None:
         network=network,
         normalization=args.normalization and tuple(args.normalization),
     )
-    about = {"model": args.model, "data": args.data, "split": args.split}
+    about = {"model": args.model, "data": args.data}
     output = args.output or pathlib.Path(args.model).parent / "evaluation"
     if isinstance(model, Predictor):
         common.refuse(args, DETECTOR_FLAGS, "for a classifier")
-        evaluation = evaluate_classifier(model, args)
+        mistakes = number("--mistakes", args.mistakes, MISTAKES)
+        feed = classifier_feed(model, args)
+        print(feed.report())
+        evaluation = evaluate(
+            model.predict, feed.evaluation(), feed.class_names, mistakes
+        )
         print_accuracies(evaluation)
+        about |= {"split": feed.test_split, "skipped": len(feed.skipped)}
         evaluation.write(output, **about)
     else:
         common.refuse(args, CLASSIFIER_FLAGS, "for a detector")
-        found = evaluate_detector(model, args)
+        pictures = number("--pictures", args.pictures, PICTURES)
+        boxes = detector_feed(model, args)
+        print(boxes.report())
+        found = evaluate_detector(model, boxes, pictures)
         print_precisions(found)
+        about |= {
+            "split": boxes.test_split,
+            "skipped": len(boxes.skipped),
+            "clipped": len(boxes.clipped),
+        }
         threshold = THRESHOLD if args.threshold is None else args.threshold
         found.write(output, threshold, **about)
     print(f"Files: {output}")
 
 
-def evaluate_classifier(
+def number(flag: str, given: int | None, default: int) -> int:
+    """Returns how many pictures a sheet has: none, or more.
+
+    Raises:
+        ValueError: naming the flag, if fewer are asked for.
+    """
+    if given is not None and given < 0:
+        raise ValueError(f"{flag} must be 0 or more. Received: {given}")
+    return default if given is None else given
+
+
+def classifier_feed(
     predictor: "Predictor", args: argparse.Namespace
-) -> "Evaluation":
-    """Evaluates a classifier on the images of the command line."""
+) -> "data.Feed":
+    """Opens the images of the command line for a classifier."""
     from keras_muffnet import data
     from keras_muffnet.evaluation import check_classes
-    from keras_muffnet.evaluation import evaluate
 
     source = common.open_images(args)
     check_classes(source.class_names, predictor.class_names, predictor.classes)
-    height, width = common.image_size(args, predictor.size)
-    feed = data.make_feed(
+    return data.make_feed(
         source,
         dataclasses.replace(data.PLAIN, test_crop=predictor.crop),
-        size=(height, width),
-        **feed_settings(source, args, BATCH_SIZE),
+        size=common.image_size(args, predictor.size),
+        **feed_settings(args, BATCH_SIZE),
         on_bad_image=args.on_bad,
     )
-    return evaluate(
-        predictor.predict,
-        feed.evaluation(),
-        feed.class_names,
-        MISTAKES if args.mistakes is None else args.mistakes,
-    )
 
 
-def evaluate_detector(
+def detector_feed(
     detector: "Detector", args: argparse.Namespace
-) -> "DetectionEvaluation":
-    """Evaluates a detector on the images of the command line."""
+) -> "data.DetectionFeed":
+    """Opens the images of the command line for a detector."""
     from keras_muffnet import data
     from keras_muffnet.evaluation import check_classes
-    from keras_muffnet.evaluation import evaluate_detector as evaluate
 
     source = common.open_boxes(args)
     check_classes(source.class_names, detector.class_names, detector.classes)
     common.image_size(args, detector.size)
-    feed = data.make_detection_feed(
+    return data.make_detection_feed(
         source,
         size=detector.size,
-        augment=False,
-        **feed_settings(source, args, DETECTOR_BATCH_SIZE),
+        **feed_settings(args, DETECTOR_BATCH_SIZE),
         on_bad_annotation=args.on_bad,
     )
-    pictures = PICTURES if args.pictures is None else args.pictures
-    return evaluate(detector, feed, pictures)
 
 
-def feed_settings(
-    source: Any, args: argparse.Namespace, batch_size: int
-) -> dict[str, Any]:
+def feed_settings(args: argparse.Namespace, batch_size: int) -> dict[str, Any]:
     """Returns what both feeds are made with: pixels as they are, one split."""
-    images = len(source.split(args.split))
-    if args.on_bad == "skip":
-        # A feed wants one batch of good ones at least.
-        images = max(1, images // 4)
     return {
-        "batch_size": min(args.batch_size or batch_size, images),
-        "train_split": args.split,  # the other one is not opened
+        "batch_size": batch_size
+        if args.batch_size is None
+        else args.batch_size,
+        "train_split": None,
         "test_split": args.split,
         "cache": False,
         "mean": 0.0,

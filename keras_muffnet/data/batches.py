@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -72,7 +73,18 @@ def check_count(batch_size: int, images: int, kind: str = "training") -> None:
 
 
 def check_step(epoch: int, start_step: int, steps: int) -> None:
-    """Raises if there is no such epoch, or it has no such step."""
+    """Raises if there is no such epoch, or it has no such step.
+
+    Args:
+        epoch: from 0.
+        start_step: from 0.
+        steps: of an epoch; 0 without training images.
+    """
+    if steps == 0:
+        raise ValueError(
+            "`train_split` must be given for training batches. "
+            "Received: train_split=None"
+        )
     if not 0 <= start_step < steps or epoch < 0:
         raise ValueError(
             "`epoch` must be 0 or more and `start_step` in [0, "
@@ -127,3 +139,9 @@ def fits_in_memory(needed: int) -> bool:
     return (
         needed <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     )
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Joins by commas, and by "and" before the last."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last

@@ -151,9 +151,31 @@ def missing_split(source: str, splits: Sequence[str], name: str) -> ValueError:
     )
 
 
+# What is given for a split that is not there.
+STANDS_IN = {"test": "val", "trainval": "train"}
+
+
 def split_given(name: str, splits: Sequence[str]) -> str:
-    """Returns "val" where it stands in for "test", and else the name."""
-    return "val" if name == "test" and "test" not in splits else name
+    """Returns the name of the split that a source gives.
+
+    Args:
+        name: the split asked for; of Pascal VOC also `"VOC2007/test"`, and
+            several joined by a plus sign.
+        splits: those that there are.
+    """
+
+    def given(part: str) -> str:
+        folder, slash, last = part.rpartition("/")
+        other = f"{folder}{slash}{STANDS_IN.get(last, last)}"
+        return part if part in splits or other not in splits else other
+
+    return "+".join(given(part.strip()) for part in name.split("+"))
+
+
+def images_of(split: str) -> str:
+    """What the images of a split are called in a report."""
+    kinds = {"train": "training", "val": "validation"}
+    return f"{kinds.get(split, split)} images"
 
 
 def check_fraction(fraction: float, source: str, splits: Sequence[str]) -> None:
@@ -175,6 +197,21 @@ def check_fraction(fraction: float, source: str, splits: Sequence[str]) -> None:
         )
 
 
+def refuse_held_out(name: str) -> None:
+    """Raises for a split that has images that are held out.
+
+    Args:
+        name: of a split that is not `"train"` or `"val"`: `"trainval"`, the
+            lists and files of training images, slices of them.
+    """
+    if "train" in name or name == "all":
+        raise ValueError(
+            "`split` must be 'train', 'val' or one without training images "
+            "where validation_split holds a part of these out. Received: "
+            f"split={name!r}"
+        )
+
+
 def hold_out(source: Source, fraction: float, seed: int) -> Source:
     """Makes a split `"val"` of a part of the training images."""
     check_fraction(fraction, source.name, source.splits)
@@ -192,6 +229,7 @@ def hold_out(source: Source, fraction: float, seed: int) -> Source:
 
     def split(name: str) -> Examples:
         if name not in ("train", "val"):
+            refuse_held_out(name)
             return source._split(name)
         train, held = parts()
         return train.take(np.flatnonzero(held == (name == "val")))

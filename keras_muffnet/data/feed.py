@@ -22,9 +22,11 @@ from keras_muffnet.data.batches import check_batches
 from keras_muffnet.data.batches import check_count
 from keras_muffnet.data.batches import check_step
 from keras_muffnet.data.batches import fits_in_memory
+from keras_muffnet.data.batches import joined
 from keras_muffnet.data.batches import skips
 from keras_muffnet.data.checks import warn_of_images
 from keras_muffnet.data.examples import Source
+from keras_muffnet.data.examples import images_of
 from keras_muffnet.data.examples import split_given
 from keras_muffnet.data.geometry import Geometry
 from keras_muffnet.data.reading import TensorFlowReader
@@ -48,7 +50,8 @@ class Feed:
 
     Attributes:
         class_names: a name for each label.
-        train_size: how many images an epoch draws from.
+        train_size: how many images an epoch draws from; 0 without a
+            training split.
         validation_size: how many images `validation` gives; 0 where these
             are the test images.
         test_size: how many images `evaluation` gives.
@@ -61,7 +64,7 @@ class Feed:
 
     def __init__(
         self,
-        train: Split,
+        train: Split | None,
         validation: Split,
         test: Split,
         test_split: str,
@@ -75,12 +78,14 @@ class Feed:
         balanced: bool,
     ):
         self.class_names = class_names
-        self.train_size = len(train)
+        self.train_size = 0 if train is None else len(train)
         self.validation_size = 0 if validation is test else len(validation)
         self.test_size = len(test)
         self.test_split = test_split
-        self.steps_per_epoch = len(train) // batch_size
-        self.skipped = (*train.skipped, *test.skipped)
+        self.steps_per_epoch = self.train_size // batch_size
+        self.skipped = tuple(test.skipped)
+        if train is not None:
+            self.skipped = (*train.skipped, *self.skipped)
         if validation is not test:
             self.skipped += tuple(validation.skipped)
         self.preprocessing = Preprocessing(
@@ -98,21 +103,20 @@ class Feed:
         self._fill = fill
         # Of the training images, where classes have weights.
         self._weights: np.ndarray | None = None
-        if balanced:
+        if balanced and train is not None:
             self._weights = train.balanced_weights()
 
     def report(self) -> str:
         """Says in a line how many images there are and were skipped."""
         names = ", ".join(repr(name) for name, _ in self.skipped[:5])
         more = ", ..." if len(self.skipped) > 5 else ""
-        parts = f"{self.train_size} training"
+        parts = [f"{self.test_size} {images_of(self.test_split)}"]
         if self.validation_size:
-            parts += f", {self.validation_size} validation"
-        kind = "validation" if self.test_split == "val" else "test"
-        return (
-            f"{parts} and {self.test_size} {kind} images; "
-            f"{len(self.skipped)} bad ones skipped"
-            + (f": {names}{more}" if names else "")
+            parts.insert(0, f"{self.validation_size} validation")
+        if self.train_size:
+            parts.insert(0, f"{self.train_size} training")
+        return f"{joined(parts)}; {len(self.skipped)} bad ones skipped" + (
+            f": {names}{more}" if names else ""
         )
 
     def fingerprint(self, contents: bool = False) -> str:
@@ -124,6 +128,8 @@ class Feed:
         """
         digest = hashlib.sha256()
         for split in (self._train, self._validation, self._test):
+            if split is None:
+                continue
             for position in split.positions.tolist():
                 examples = split.examples
                 parts = [examples.key(position), examples.stamp(position)]
@@ -152,9 +158,12 @@ class Feed:
             `(n, classes)`; and with `class_weight` float32 weights `(n,)`.
 
         Raises:
-            ValueError: if there is no such epoch or step.
+            ValueError: if there is no such epoch or step, or no training
+                split.
         """
         check_step(epoch, start_step, self.steps_per_epoch)
+        train = self._train
+        assert train is not None
         index, shards = self._shard
         rows = self._batch_size // shards
         order = permutation(self._seed, epoch, self.train_size)
@@ -169,8 +178,8 @@ class Feed:
                 self._seed,
                 epoch,
                 int(step),
-                self._train.positions[rows],
-                self._train.geometry.size,
+                train.positions[rows],
+                train.geometry.size,
             )
             if self._weights is not None:
                 found = {**found, "weights": self._weights[rows]}
@@ -182,7 +191,7 @@ class Feed:
             return self._recipe.draw_crops(self._seed, epoch, positions)
 
         steps = range(start_step, self.steps_per_epoch)
-        return self._batches(self._train, chosen, crops, draws, steps, rows)
+        return self._batches(train, chosen, crops, draws, steps, rows)
 
     def validation(self) -> "tf.data.Dataset | Batches":
         """Gives each image that epochs are compared on; see `evaluation`.
@@ -336,7 +345,7 @@ def make_feed(
     batch_size: int,
     seed: int = 0,
     one_hot: bool = False,
-    train_split: str = "train",
+    train_split: str | None = "train",
     test_split: str = "test",
     val_split: str | None = None,
     class_weight: str | None = None,
@@ -369,7 +378,8 @@ def make_feed(
         batch_size: images a batch, of all shards together.
         seed: of the order and the augmentation.
         one_hot: gives float labels `(n, classes)`. Mixup and cutmix need them.
-        train_split: name of the training split.
+        train_split: name of the training split; None for a feed that only
+            evaluates.
         test_split: name of the test split. For a folder without `test/`,
             `"test"` gives `val/`.
         val_split: name of the split that `Feed.validation` gives, to compare
@@ -438,25 +448,37 @@ def make_feed(
             f"test images. Received: fill={fill}, shard={shard}"
         )
     reader = make_reader(backend)
-    train, test = source.split(train_split), source.split(test_split)
-    check_count(batch_size, len(train))
+    test = source.split(test_split)
     val = test if val_split is None else source.split(val_split)
-    warn_of_images(
-        {train_split: train, val_split or test_split: val, test_split: test}
-    )
+    opened = {val_split or test_split: val, test_split: test}
+    train = None
+    if train_split is not None:
+        train = source.split(train_split)
+        check_count(batch_size, len(train))
+        opened = {train_split: train, **opened}
+    elif class_weight is not None:
+        raise ValueError(
+            "`class_weight` must be None without a training split. "
+            f"Received: class_weight={class_weight!r}"
+        )
+    warn_of_images(opened)
     if cache is None:
-        count = len(train) + len(test) + (0 if val is test else len(val))
-        pixels = count * math.prod(size)
-        cache = fits_in_memory(3 * pixels)
-    random = augmentation.area is not None
-    geometry = Geometry(size, augmentation.aspect if random else None)
-    train_images = Split(train, geometry, reader, cache and not random, skip)
+        count = len(test) + (0 if val is test else len(val))
+        count += 0 if train is None else len(train)
+        cache = fits_in_memory(3 * count * math.prod(size))
+    train_images = None
+    if train is not None:
+        random = augmentation.area is not None
+        geometry = Geometry(size, augmentation.aspect if random else None)
+        train_images = Split(
+            train, geometry, reader, cache and not random, skip
+        )
+        check_count(batch_size, len(train_images), "good training")
     geometry = Geometry(size, center=augmentation.test_crop)
     test_images = Split(test, geometry, reader, cache, skip)
     val_images = test_images
     if val is not test:
         val_images = Split(val, geometry, reader, cache, skip)
-    check_count(batch_size, len(train_images), "good training")
     transform = Transform(
         augmentation,
         mean,

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import lzma
 import os
+import posixpath
 import tarfile
 import warnings
 import zipfile
@@ -169,13 +170,17 @@ def open_archive(path: str, nested: str | None = None) -> Source:
     """Reads an archive of such a folder into memory, still encoded."""
     hidden: list[str] = []
     files: dict[str, bytes] = {}
+    links: dict[str, str] = {}
     try:
         for name, read in _archived(path):
             parts = [part for part in name.split("/") if part not in ("", ".")]
+            name = "/".join(parts)
             if any(map(is_hidden, parts)):
-                hidden.append("/".join(parts))
+                hidden.append(name)
+            elif isinstance(read, str):
+                links[name] = read
             else:
-                files["/".join(parts)] = read()
+                files[name] = read()
     except (
         OSError,
         EOFError,
@@ -190,6 +195,19 @@ def open_archive(path: str, nested: str | None = None) -> Source:
             f"`source` must be a whole archive. Received: {path!r}, which "
             f"cannot be read: {error}"
         ) from None
+    for name in links:
+        target = links[name]
+        for _ in links:
+            if target not in links:
+                break
+            target = links[target]
+        if target not in files:
+            raise ValueError(
+                "`source` must hold the files that its links name. Received: "
+                f"{path!r}, with {name!r}, a link to {links[name]!r}, which is "
+                "no file in it"
+            )
+        files[name] = files[target]
     layout = arrange(path, list(files), files.__getitem__, nested)
     named = {f"{path}/{name}": content for name, content in files.items()}
 
@@ -201,8 +219,11 @@ def open_archive(path: str, nested: str | None = None) -> Source:
     return _source(path, layout, hidden, make)
 
 
-def _archived(path: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The names of files in an archive, each with what reads it."""
+def _archived(path: str) -> Iterator[tuple[str, Callable[[], bytes] | str]]:
+    """The names of files in an archive, each with what reads it.
+
+    Of a link that is the path in the archive that it names.
+    """
     if path.lower().endswith(".zip"):
         with zipfile.ZipFile(path) as zipped:
             for entry in zipped.infolist():
@@ -219,9 +240,18 @@ def _archived(path: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
         return
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
+            name = member.name.replace("\\", "/")
+            if member.islnk():
+                yield name, posixpath.normpath(member.linkname)
+                continue
+            if member.issym():
+                folder = posixpath.dirname(name)
+                target = posixpath.join(folder, member.linkname)
+                yield name, posixpath.normpath(target)
+                continue
             content = archive.extractfile(member)
             if content is not None:
-                yield member.name.replace("\\", "/"), content.read
+                yield name, content.read
 
 
 def _source(

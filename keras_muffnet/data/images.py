@@ -11,6 +11,8 @@ import numpy as np
 
 from keras_muffnet._arguments import positive_integer
 from keras_muffnet._optional import load_optional
+from keras_muffnet.data.batches import fits_in_memory
+from keras_muffnet.data.batches import skips
 from keras_muffnet.data.digits import DigitsExamples
 from keras_muffnet.data.examples import Source
 from keras_muffnet.data.geometry import Geometry
@@ -80,7 +82,8 @@ def load_images(
             warning that names the first.
         crop: None resizes images as a whole; else see
             `keras_muffnet.preprocessing.Preprocessing`, that of a model being
-            what `preprocessing_of` finds. Digits, all of one size, have none.
+            what `preprocessing_of` finds. None for the digits, which are all
+            of one size.
 
     Raises:
         ImportError: if the package that the source needs is not installed.
@@ -101,10 +104,10 @@ def load_images(
         )
     if limit is not None:
         limit = positive_integer("limit", limit)
-    if on_bad_image not in ("raise", "skip"):
+    skip = skips("on_bad_image", on_bad_image)
+    if crop is not None and not 0 < crop <= 1:
         raise ValueError(
-            "`on_bad_image` must be 'raise' or 'skip'. Received: "
-            f"on_bad_image={on_bad_image!r}"
+            f"`crop` must be None or in (0, 1]. Received: crop={crop}"
         )
     shape = (height, width, channels)
     if not isinstance(source, Source):
@@ -113,12 +116,17 @@ def load_images(
     picked = _pick(len(examples), shape, limit, seed)
     examples = examples.take(picked)
     if isinstance(examples, DigitsExamples):
+        if crop is not None:
+            raise ValueError(
+                "`crop` must be None for the digits, which are all of one "
+                f"size. Received: crop={crop}"
+            )
         pixels, labels = examples.arrays((height, width))
         return ImageSet(pixels[..., :channels], labels, source.class_names)
     images = np.empty((len(picked), *shape), np.uint8)
     geometry = Geometry((height, width), center=crop, channels=channels)
     labels, bad = make_reader().scan(examples, geometry, images)
-    if bad and on_bad_image == "skip":
+    if bad and skip:
         first = min(bad)
         warnings.warn(
             f"{len(bad)} bad images of the split {split!r} are left out, the "
@@ -138,16 +146,12 @@ def _pick(count: int, shape: Shape, limit: int | None, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         picked = np.sort(rng.choice(count, limit, replace=False))
     needed = len(picked) * math.prod(shape)
-    # Windows does not say; there numpy raises what it cannot hold.
-    if hasattr(os, "sysconf"):
-        half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        if needed > half:
-            raise ValueError(
-                "`limit` must keep the images within half of this machine's "
-                f"memory, {half / 2**30:.1f} GiB; {len(picked)} images of "
-                f"{shape} take {needed / 2**30:.1f} GiB. Received: "
-                f"limit={limit!r}"
-            )
+    if not fits_in_memory(needed):
+        raise ValueError(
+            "`limit` must keep the images within half of this machine's "
+            f"memory; {len(picked)} images of {shape} take "
+            f"{needed / 2**30:.1f} GiB. Received: limit={limit!r}"
+        )
     return picked
 
 

@@ -84,10 +84,17 @@ def read_labels(
         labels: dict[str, tuple[str, str]] = {}
         missing = []
         for file, label, own in rows:
-            image = index.find(file)
-            if image is None:
+            matches = index.find(file)
+            if not matches:
                 missing.append(file)
                 continue
+            if len(matches) > 1:
+                raise ValueError(
+                    "`source` must have one image for each file of a CSV file. "
+                    f"Received: {path!r}, with {file!r}, which matches "
+                    f"{listed(matches)}"
+                )
+            [image] = matches
             of_split = split if own is None else split_named(own)
             if not label or of_split is None:
                 raise ValueError(
@@ -125,23 +132,45 @@ def _within(images: Sequence[str], folder: str | None) -> list[str]:
 
 
 class _Index:
-    """Finds images by path, by name and by name without suffix."""
+    """Finds images by what a row says of their path."""
 
     def __init__(self, images: Sequence[str]):
-        self.paths = set(images)
-        self.names: dict[str, list[str]] = {}
+        # By name, and by name without suffix.
+        self.whole: dict[str, list[str]] = {}
+        self.stems: dict[str, list[str]] = {}
         for image in images:
             base = os.path.basename(image)
-            for name in {base, os.path.splitext(base)[0]}:
-                self.names.setdefault(name, []).append(image)
+            self.whole.setdefault(base, []).append(image)
+            self.stems.setdefault(os.path.splitext(base)[0], []).append(image)
 
-    def find(self, file: str) -> str | None:
-        if file in self.paths:
-            return file
-        found = self.names.get(os.path.basename(file), [])
-        if len(found) > 1:
-            found = [path for path in found if path.endswith(f"/{file}")]
-        return found[0] if len(found) == 1 else None
+    def find(self, file: str) -> list[str]:
+        """Returns the images that a row may mean.
+
+        Args:
+            file: a path with or without suffix. It may start below the data
+                folder or above it.
+
+        Returns:
+            The image of that path alone, if there is one; else all images
+            whose path ends in `file`, or in whose path `file` ends.
+        """
+        base = os.path.basename(file)
+        found = self.whole.get(base, [])
+        if file in found:
+            return [file]
+        matches = [image for image in found if _same_end(image, file)]
+        if matches:
+            return matches
+        return [
+            image
+            for image in self.stems.get(base, [])
+            if _same_end(os.path.splitext(image)[0], file)
+        ]
+
+
+def _same_end(path: str, other: str) -> bool:
+    """Whether one of two paths is the end of the other."""
+    return f"/{path}".endswith(f"/{other}") or f"/{other}".endswith(f"/{path}")
 
 
 def _parse(path: str, content: bytes) -> _Rows | None:

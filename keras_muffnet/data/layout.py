@@ -126,24 +126,39 @@ def arrange(
             folder = {} if inside is None else inside
         if file:
             folder[file] = None
-    prefix, root = _inner(root)
-    return _Arranger(name, prefix, root, read, nested).layout()
+    *around, inner = [
+        _Arranger(name, prefix, folder, read, nested)
+        for prefix, folder in _levels(root)
+    ]
+    if not inner.has_train_classes():
+        for arranger in around:
+            # Labels beside the one folder come before the names in it.
+            if _holds_csv(arranger.root) and (layout := arranger.by_csv({})):
+                return layout
+    return inner.layout()
 
 
-def _inner(root: Folder) -> tuple[str, Folder]:
-    """Steps into the one folder that is around all data."""
+def _levels(root: Folder) -> Iterator[tuple[str, Folder]]:
+    """Steps into the one folder that is around all data.
+
+    Yields the prefix of paths in each folder, and the folder.
+    """
     prefix = ""
     while True:
+        yield prefix, root
         folders = _folders(root)
         if len(folders) != 1 or any(
             is_image(name) for name, inside in root.items() if inside is None
         ):
-            return prefix, root
+            return
         [(name, inside)] = folders
-        holds_csv = any(n.lower().endswith(".csv") for n in inside)
-        if split_named(name) or not (_folders(inside) or holds_csv):
-            return prefix, root
+        if split_named(name) or not (_folders(inside) or _holds_csv(inside)):
+            return
         prefix, root = f"{prefix}{name}/", inside
+
+
+def _holds_csv(folder: Folder) -> bool:
+    return any(name.lower().endswith(".csv") for name in folder)
 
 
 def _folders(folder: Folder) -> list[tuple[str, Folder]]:
@@ -186,6 +201,13 @@ class _Arranger:
         self.nested = nested
         self.left_out: list[str] = []
 
+    def has_train_classes(self) -> bool:
+        """Whether there is a folder of the training split with folders."""
+        return any(
+            split_named(name) == "train" and _folders(inside)
+            for name, inside in _folders(self.root)
+        )
+
     def layout(self) -> Layout:
         folders = dict(_folders(self.root))
         found: dict[str, str] = {}
@@ -199,7 +221,7 @@ class _Arranger:
                     )
                 found[split] = name
         others = sorted(set(folders) - set(found.values()))
-        if "train" in found and _folders(folders[found["train"]]):
+        if self.has_train_classes():
             return self.by_splits(found)
         if layout := self.by_csv(found):
             return layout

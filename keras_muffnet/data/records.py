@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import struct
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from keras_muffnet._optional import load_optional
 from keras_muffnet.data.examples import Examples
 from keras_muffnet.data.examples import Source
 from keras_muffnet.data.examples import file_stamp
+from keras_muffnet.data.examples import listed
 from keras_muffnet.data.examples import missing_split
 from keras_muffnet.data.examples import split_named
 
@@ -23,6 +25,8 @@ from keras_muffnet.data.examples import split_named
 IMAGE_KEY = "image/encoded"
 LABEL_KEY = "image/class/label"
 CLASSES_FILE = "classes.txt"
+# The number of a file, and how many there are, as TensorFlow names both.
+_SHARD = re.compile(r"[^-]+-(\d+)-of-(\d+)(\..*)?")
 
 
 def record_positions(path: str) -> np.ndarray:
@@ -219,7 +223,7 @@ def holds_records(root: str) -> bool:
 
 def open_records(root: str) -> Source:
     """Opens a folder of TFRecord files."""
-    text = (pathlib.Path(root) / CLASSES_FILE).read_text()
+    text = (pathlib.Path(root) / CLASSES_FILE).read_text("utf-8-sig")
     names = tuple(line for line in text.splitlines() if line)
     if not names:
         raise ValueError(
@@ -232,6 +236,8 @@ def open_records(root: str) -> Source:
         if found := split_named(file.name.partition("-")[0]):
             files.setdefault(found, []).append(str(file))
     splits = [name for name in ("train", "val", "test") if name in files]
+    for name in splits:
+        _check_shards(root, files[name])
 
     def split(name: str) -> Examples:
         if name not in files:
@@ -240,6 +246,26 @@ def open_records(root: str) -> Source:
         return RecordExamples(files[name], positions, len(names))
 
     return Source(root, names, tuple(splits), split)
+
+
+def _check_shards(root: str, files: Sequence[str]) -> None:
+    """Raises unless the files of a split are one complete set.
+
+    Files that all lack `-of-N` in their names are taken as one.
+    """
+    names = [os.path.basename(file) for file in files]
+    matches = [_SHARD.fullmatch(name) for name in names]
+    if not any(matches):
+        return
+    found = [(int(m[1]), int(m[2])) for m in matches if m]
+    count = found[0][1]
+    if len(found) < len(files) or sorted(found) != [
+        (i, count) for i in range(count)
+    ]:
+        raise ValueError(
+            "`source` must hold one complete set of files, 0 to N-1 of N, for "
+            f"each split. Received: {root!r}, with {listed(names)}"
+        )
 
 
 def write_records(
@@ -251,7 +277,8 @@ def write_records(
     """Writes a split as TFRecords that `open_source` reads. Needs TensorFlow.
 
     The encoded images are copied as they are. Record i of the split goes to
-    file `i % shards`.
+    file `i % shards`. Other files of the split, of an earlier call with
+    another number of shards, are removed at the end.
 
     ```python
     from keras_muffnet import data
@@ -301,6 +328,16 @@ def write_records(
                 features = tf.train.Features(feature=feature)
                 example = tf.train.Example(features=features)
                 writer.write(example.SerializeToString())
+    own = split_named(split)
+    for path in folder.glob("*-of-*"):
+        name = path.name.partition("-")[0]
+        if (
+            path not in paths
+            and (name == split or (own and split_named(name) == own))
+            and _SHARD.fullmatch(path.name)
+        ):
+            path.unlink()
     with written_aside(folder / CLASSES_FILE) as aside:
-        aside.write_text("".join(f"{n}\n" for n in source.class_names))
+        text = "".join(f"{name}\n" for name in source.class_names)
+        aside.write_text(text, encoding="utf-8")
     return paths

@@ -50,7 +50,9 @@ def open_source(
             - a folder of images with a CSV file beside it or in it: one
               column of files, with or without suffix, and one of labels,
               under a header such as `file,label` or `id,breed`. All files it
-              lists must be there. It may have a column `split`, or there may
+              lists must be there: an image matches where its path ends in
+              what the row states, or the row's path in that of the image.
+              It may have a column `split`, or there may
               be one for each split: `train.csv`, `test_labels.csv`.
             - an archive of such a folder: a .zip or .tar, or one of .tar.gz,
               .tar.bz2 and .tar.xz. It is read into memory, still encoded.
@@ -69,7 +71,8 @@ def open_source(
         nested: what folders in the folder of a class are: `"top"` for more
             images of the class, at any depth, as for Keras and torchvision;
             `"path"` where each folder with images is a class, named as
-            `"animals/cat"`. None takes none.
+            `"animals/cat"`. None takes none. For folders and archives of
+            images alone.
 
     Raises:
         ImportError: if the package that the source needs is not installed.
@@ -84,8 +87,10 @@ def open_source(
 
 def _open(source: str | os.PathLike[str], nested: str | None) -> Source:
     if isinstance(source, str) and source == "digits":
+        _refuse_nested(nested, "the digits")
         return open_digits()
     if isinstance(source, str) and source.startswith("tfds:"):
+        _refuse_nested(nested, "TensorFlow Datasets")
         return open_tfds(source)
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
@@ -93,9 +98,18 @@ def _open(source: str | os.PathLike[str], nested: str | None) -> Source:
             return open_archive(path, nested)
         if os.path.isdir(path):
             if holds_records(path):
+                _refuse_nested(nested, "TFRecord files")
                 return open_records(path)
             return open_folder(path, nested)
     raise ValueError(
         "`source` must be 'digits', 'tfds:NAME', an existing folder or an "
         f"archive ({', '.join(ARCHIVES)}). Received: source={source!r}"
     )
+
+
+def _refuse_nested(nested: str | None, kind: str) -> None:
+    if nested is not None:
+        raise ValueError(
+            f"`nested` must be None for {kind}, which have no folders of "
+            f"classes. Received: nested={nested!r}"
+        )

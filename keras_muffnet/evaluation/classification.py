@@ -82,7 +82,7 @@ class Evaluation:
         """Writes the figures and two pictures to a folder.
 
         `evaluation.json`, `per_class.csv`, `confusion.png`, and where there
-        are mistakes `mistakes.png`.
+        are mistakes `mistakes.png`; else an older one is removed.
 
         Args:
             folder: where to; it may not exist yet.
@@ -114,6 +114,7 @@ class Evaluation:
         plot_confusion(
             self.confusion, self.class_names, folder / "confusion.png"
         )
+        (folder / "mistakes.png").unlink(missing_ok=True)
         if self.mistakes:
             plot_predictions(
                 np.stack([m.pixels for m in self.mistakes]),
@@ -151,9 +152,14 @@ def evaluate(
         mistakes: how many are kept.
 
     Raises:
-        ValueError: if the model has another number of classes, or there are
-            no images.
+        ValueError: if the model has another number of classes or gives scores
+            that are no numbers, if `mistakes` is negative, or if there are no
+            images.
     """
+    if mistakes < 0:
+        raise ValueError(
+            f"`mistakes` must be 0 or more. Received: mistakes={mistakes}"
+        )
     classes = len(class_names)
     confusion = np.zeros((classes, classes), np.int64)
     top_5_hits = seen = 0
@@ -164,6 +170,12 @@ def evaluate(
             raise ValueError(
                 f"`predict` must give a score to each of {classes} classes. "
                 f"Received: scores of shape {scores.shape}"
+            )
+        if np.isnan(scores).any():
+            count = int(np.isnan(scores).any(axis=-1).sum())
+            raise ValueError(
+                "`predict` must give numbers. Received: NaN for "
+                f"{count} of {len(scores)} images"
             )
         best = np.argsort(-scores, axis=-1, kind="stable")[:, :5]
         np.add.at(confusion, (labels, best[:, 0]), 1)

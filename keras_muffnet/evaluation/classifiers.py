@@ -46,6 +46,15 @@ def from_keras(
     model: keras.Model, normalization: Normalization | None = None
 ) -> Predictor:
     """Makes a predictor of a Keras model; see `models.load_model`."""
+    # A subclassed model has no inputs before it is called.
+    inputs = getattr(model, "inputs", None) or ()
+    outputs = getattr(model, "outputs", None) or ()
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ValueError(
+            "`model` must be a Functional or Sequential model with one input "
+            f"and one output. Received: {model.name!r}, with {len(inputs)} "
+            f"inputs and {len(outputs)} outputs"
+        )
     shape = tuple(model.input_shape[1:])
     channels_first = shape[-1] != 3 and shape[0] == 3
     if channels_first:

@@ -49,6 +49,8 @@ class DetectionEvaluation:
     ) -> None:
         """Writes `evaluation.json` and a sheet of images, `boxes.png`.
 
+        An older sheet is removed where this one has no images.
+
         Args:
             folder: where to; it may not exist yet.
             threshold: score from which boxes are drawn.
@@ -72,6 +74,7 @@ class DetectionEvaluation:
         }
         with written_aside(folder / "evaluation.json") as aside:
             aside.write_text(json.dumps(figures, indent=2) + "\n")
+        (folder / "boxes.png").unlink(missing_ok=True)
         if self._shown:
             self._draw(threshold, folder / "boxes.png")
 
@@ -117,16 +120,38 @@ def evaluate_detector(
         pictures: how many images the sheet is to have.
 
     Raises:
-        ValueError: if the detector finds objects of a class that the images
-            do not have.
+        ValueError: if the feed scales pixels or gives another size, if the
+            detector finds objects of a class that the images do not have or
+            gives scores that are no numbers, or if `pictures` is negative.
         ImportError: if pycocotools is not installed.
     """
+    if pictures < 0:
+        raise ValueError(
+            f"`pictures` must be 0 or more. Received: pictures={pictures}"
+        )
+    mean, std = feed.preprocessing.mean, feed.preprocessing.std
+    if (mean, std) != (0, 1):
+        raise ValueError(
+            "`feed` must give pixels in [0, 255], made with mean=0 and std=1. "
+            f"Received: a feed of mean={mean} and std={std}"
+        )
     truths = feed.ground_truth()
     shown: list[Any] = []
 
     def detect(batch: tuple[Any, Any]) -> Any:
-        shown.extend(batch[0][: max(0, pictures - len(shown))])
-        return detector.detect(batch[0])
+        images = batch[0]
+        if images.shape[1:] != (*detector.size, 3):
+            raise ValueError(
+                "`feed` must give images of the detector's size, (n, height, "
+                f"width, 3) with {detector.size}. Received: {images.shape}"
+            )
+        shown.extend(images[: max(0, pictures - len(shown))])
+        found = detector.detect(images)
+        if np.isnan(found.scores).any():
+            raise ValueError(
+                "`detector` must give numbers. Received: scores that are NaN"
+            )
+        return found
 
     found = find_objects(detect, feed.evaluation(), truths, detector.size)
     count = len(feed.class_names)

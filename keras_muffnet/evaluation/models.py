@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from keras_muffnet._arguments import positive_number
 from keras_muffnet._optional import load_optional
 from keras_muffnet.blocks import image_shape
 from keras_muffnet.detection.ssd import is_detector
@@ -63,11 +64,14 @@ def load_model(
 
     Raises:
         ValueError: if `model` is none of these, does not take one image of
-            three channels, or gives neither scores nor objects; or if an
-            argument is given that does not belong to it.
+            three channels, or gives neither scores nor objects; if an
+            argument is given that does not belong to it; or if the standard
+            deviation is not positive.
         OSError: if a file is damaged.
         ImportError: if the package that runs the file is not installed.
     """
+    if normalization is not None:
+        positive_number("normalization[1]", normalization[1])
     path = pathlib.Path(model)
     # The images of a model that ships may be in a folder of its name.
     ships = os.fspath(model) in {*published_weights(), *published_detectors()}

@@ -18,9 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_muffnet.data.examples import STANDS_IN
 from keras_muffnet.data.examples import check_fraction
 from keras_muffnet.data.examples import held_out
 from keras_muffnet.data.examples import missing_split
+from keras_muffnet.data.examples import refuse_held_out
 from keras_muffnet.data.examples import split_named
 
 # Pixels that a box may reach out of its image without being said to: what
@@ -264,17 +266,13 @@ class DetectionSource:
         return examples
 
 
-# What is given for a split that is not there.
-_STANDS_IN = {"test": "val", "trainval": "train"}
-
-
 def split_of(source: str, splits: Sequence[str], name: str) -> str:
     """The split that a name means, among those that there are.
 
     Raises:
         ValueError: if there is none.
     """
-    for wanted in (name, split_named(name), _STANDS_IN.get(name)):
+    for wanted in (name, split_named(name), STANDS_IN.get(name)):
         if wanted in splits:
             return str(wanted)
     raise missing_split(source, splits, name)
@@ -298,6 +296,7 @@ def hold_out(
         if name == "test" and "test" not in source.splits:
             name = "val"
         if name not in ("train", "val"):
+            refuse_held_out(name)
             return source._split(name)
         train, held = parts()
         return _Taken(train, np.flatnonzero(held == (name == "val")))

@@ -20,6 +20,7 @@ from keras_muffnet.data.batches import check_batches
 from keras_muffnet.data.batches import check_count
 from keras_muffnet.data.batches import check_step
 from keras_muffnet.data.batches import fits_in_memory
+from keras_muffnet.data.batches import joined
 from keras_muffnet.data.batches import skips
 from keras_muffnet.data.detection.annotations import DetectionSource
 from keras_muffnet.data.detection.annotations import Problem
@@ -30,6 +31,7 @@ from keras_muffnet.data.detection.split import decoded
 from keras_muffnet.data.detection.split import refusal
 from keras_muffnet.data.detection.split import scan_split
 from keras_muffnet.data.examples import file_stamp
+from keras_muffnet.data.examples import images_of
 from keras_muffnet.data.examples import split_given
 from keras_muffnet.data.reading import in_threads
 from keras_muffnet.preprocessing import MEAN
@@ -65,7 +67,8 @@ class DetectionFeed:
 
     Attributes:
         class_names: a name for each class.
-        train_size: how many images an epoch draws from.
+        train_size: how many images an epoch draws from; 0 without a
+            training split.
         validation_size: how many images `validation` gives; 0 where these
             are the test images.
         test_size: how many images `evaluation` gives.
@@ -82,7 +85,7 @@ class DetectionFeed:
     def __init__(
         self,
         source: DetectionSource,
-        train: Split,
+        train: Split | None,
         validation: Split,
         test: Split,
         test_split: str,
@@ -96,7 +99,7 @@ class DetectionFeed:
         data_format: str,
     ):
         self.class_names = source.class_names
-        self.train_size = len(train.images)
+        self.train_size = 0 if train is None else len(train.images)
         self.validation_size = (
             0 if validation is test else len(validation.images)
         )
@@ -105,9 +108,11 @@ class DetectionFeed:
         self.steps_per_epoch = self.train_size // batch_size
         self.preprocessing = Preprocessing(None, mean, std, self.class_names)
         self.max_objects = max_objects
-        self._splits = [train, test]
+        self._splits = [test]
         if validation is not test:
-            self._splits.insert(1, validation)
+            self._splits.insert(0, validation)
+        if train is not None:
+            self._splits.insert(0, train)
         self._skipped_images = [
             problem for s in self._splits for problem in s.skipped_images
         ]
@@ -132,19 +137,17 @@ class DetectionFeed:
         """Says in a line what there is and what was skipped and clipped."""
         images = len(self._skipped_images)
         objects = len(self.skipped) - images
-        kinds = ["training", "validation", "test"]
-        if not self.validation_size:
-            kinds.remove("test" if self.test_split == "val" else "validation")
-        sizes = [
-            f"{len(s.images)} {kind}"
-            for s, kind in zip(self._splits, kinds, strict=True)
-        ]
+        sizes = [f"{self.test_size} {images_of(self.test_split)}"]
+        if self.validation_size:
+            sizes.insert(0, f"{self.validation_size} validation")
+        if self.train_size:
+            sizes.insert(0, f"{self.train_size} training")
         counts = [str(split.objects()) for split in self._splits]
         names = "; ".join(f"{n}: {reason}" for n, reason in self.skipped[:5])
         more = "; ..." if len(self.skipped) > 5 else ""
         first = self._source.first_pixel
         return (
-            f"{_joined(sizes)} images, with {_joined(counts)} objects"
+            f"{joined(sizes)}, with {joined(counts)} objects"
             + (f" (coordinates from {first})" if first is not None else "")
             + f"; {images} bad images and {objects} bad objects skipped"
             + (f" ({names}{more})" if names else "")
@@ -166,9 +169,11 @@ class DetectionFeed:
             `(-1, 0, 0, 0, 0)` and come last.
 
         Raises:
-            ValueError: if there is no such epoch or step.
+            ValueError: if there is no such epoch or step, or no training
+                split.
         """
         check_step(epoch, start_step, self.steps_per_epoch)
+        assert self._train is not None
         order = permutation(self._seed, epoch, self.train_size)
         steps = range(start_step, self.steps_per_epoch)
         return self._batches(self._train, order, steps, epoch)
@@ -295,7 +300,7 @@ def make_detection_feed(
     max_objects: int | None = None,
     seed: int = 0,
     augment: bool | SSDAugmentation = True,
-    train_split: str = "train",
+    train_split: str | None = "train",
     test_split: str = "test",
     val_split: str | None = None,
     on_bad_annotation: str = "raise",
@@ -309,9 +314,9 @@ def make_detection_feed(
     """Makes batches of images with boxes from a source.
 
     Every image and annotation is looked at first. An image is bad if it is
-    missing, damaged or of other than 1 or 3 channels, if its annotation is
-    missing, does not parse or is for a picture of another size, and if it is
-    the second one of its id. An object is bad if its box has no area, is
+    missing or damaged, if its annotation does not parse or is for a picture of
+    another size, or in a Pascal VOC folder is missing, and if it is the second
+    one of its id. An object is bad if its box has no area, is
     wholly outside of the image or no box at all, if its class is not of the
     source's, if it is the second one of its id or one more than `max_objects`.
     A box partly outside is clipped, listed in `DetectionFeed.clipped` and no
@@ -339,7 +344,8 @@ def make_detection_feed(
         seed: of the order and the augmentation.
         augment: training images as SSD does it, or by one's own recipe. False
             resizes them as test images.
-        train_split: name of the training split.
+        train_split: name of the training split; None for a feed that only
+            evaluates.
         test_split: name of the test split.
         val_split: name of the split that `DetectionFeed.validation` gives, to
             compare epochs on; None for the test images.
@@ -381,15 +387,15 @@ def make_detection_feed(
         )
     skip = skips("on_bad_annotation", on_bad_annotation)
     augmentation = SSDAugmentation() if augment is True else augment or None
-    names = [train_split, test_split]
-    if val_split is not None:
-        names.insert(1, val_split)
-    opened = [source.split(name) for name in names]
+    names = [train_split, val_split, test_split]
+    opened = [source.split(name) for name in names if name is not None]
     splits = [
         scan_split(examples, skip, max_objects, train_difficult, train_crowd)
         for examples in opened
     ]
-    random = [augmentation is not None, *[False] * len(splits[1:])]
+    random = [False] * len(splits)
+    if train_split is not None:
+        random[0] = augmentation is not None
     if cache is None:
         needed = sum(
             3 * math.prod(image.size if whole else size)
@@ -413,9 +419,11 @@ def make_detection_feed(
                 f"{len(split.images)} images without any, and {len(left)} bad "
                 f"ones{first}"
             )
-    train, *between, test = splits
-    validation = between[0] if between else test
-    check_count(batch_size, len(train.images), "good training")
+    test = splits[-1]
+    validation = test if val_split is None else splits[-2]
+    train = None if train_split is None else splits[0]
+    if train is not None:
+        check_count(batch_size, len(train.images), "good training")
     if max_objects is None:
         counts = [i.trained.sum() for s in splits for i in s.images]
         max_objects = max(1, *map(int, counts))
@@ -434,8 +442,3 @@ def make_detection_feed(
         std,
         data_format,
     )
-
-
-def _joined(parts: list[str]) -> str:
-    *first, last = parts
-    return f"{', '.join(first)} and {last}"

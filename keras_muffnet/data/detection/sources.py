@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 from keras_muffnet.data.detection.annotations import DetectionSource
 from keras_muffnet.data.detection.annotations import hold_out
@@ -77,7 +78,9 @@ def open_detection_source(
             tools write a mere click so.
         validation_split: the part of the images of `"train"` that is held out
             as the split `"val"`, chosen by `seed` and the images' names, so
-            that images that are added move no other one. None holds out none.
+            that images that are added move no other one. Other splits of
+            training images, such as `"trainval"`, are refused then. None holds
+            out none.
         seed: of the images held out.
 
     Without a split of its own, `"test"` gives `"val"` and `"trainval"` gives
@@ -113,23 +116,38 @@ def _open(
     class_names: tuple[str, ...] | None,
     first_pixel: int | None,
 ) -> DetectionSource:
+    def refuse(kind: str, **arguments: Any) -> None:
+        for name, value in arguments.items():
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` must be None for {kind}. Received: "
+                    f"{name}={value!r}, source={source!r}"
+                )
+
     if isinstance(source, str) and source.startswith("tfds:"):
+        refuse("TensorFlow Datasets", images=images, first_pixel=first_pixel)
         return open_detection_tfds(source, class_names)
     if isinstance(source, Mapping) and source:
+        refuse("COCO", first_pixel=first_pixel)
         files = {name: os.fspath(path) for name, path in source.items()}
         name = ", ".join(files.values())
         return open_coco(name, files, images, class_names)
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if os.path.isfile(path) and path.lower().endswith(".json"):
+            refuse("COCO", first_pixel=first_pixel)
             return open_coco(path, {"train": path}, images, class_names)
         if file := yolo_file(path):
+            refuse("YOLO", images=images, first_pixel=first_pixel)
             return open_yolo(file, class_names)
         if lists := voc_lists(path):
+            refuse("Pascal VOC", images=images)
             return open_voc(path, lists, class_names, first_pixel)
         if files := coco_files(path):
+            refuse("COCO", first_pixel=first_pixel)
             return open_coco(path, files, images, class_names)
         if os.path.isdir(path) and (classes := labelimg_classes(path)):
+            refuse("YOLO", images=images, first_pixel=first_pixel)
             return open_labelimg(path, classes, class_names)
     raise ValueError(
         "`source` must be a folder in the layout of Pascal VOC (images and "
