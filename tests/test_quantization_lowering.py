@@ -323,6 +323,41 @@ def test_a_model_of_two_outputs_keeps_them_in_order():
     assert_same(plan, model)
 
 
+def in_a_list(a, b):
+    return [a, b]
+
+
+def in_a_tuple(a, b):
+    return (a, b)
+
+
+def by_names(a, b):
+    return {"z": a, "a": b}
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        (in_a_list, by_names),
+        (in_a_tuple, by_names),
+        (by_names, by_names),
+        (in_a_list, lambda a, b: {"b": a, **by_names(a, b)}),
+        (lambda a, b: [a, [b]], in_a_list),
+        (lambda a, b: {"p": b, "q": [a]}, lambda a, b: {"p": b, "q": [a]}),
+    ],
+)
+def test_a_model_inside_is_called_as_keras_does(own, given):
+    a, b = keras.Input(SHAPE, name="z"), keras.Input(SHAPE, name="a")
+    inner = keras.Model(own(a, b), layers.Subtract()([a, b * 2.0]))
+
+    def network(x):
+        parts = layers.Conv2D(CHANNELS, 1)(x), layers.Conv2D(CHANNELS, 1)(x)
+        return inner(given(*parts))
+
+    model = make_model(network)
+    assert_same(plan_quantization(model), model)
+
+
 def test_an_output_that_is_read_again_is_not_folded():
     def network(x):
         x = layers.Conv2D(5, 3)(x)
