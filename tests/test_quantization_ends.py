@@ -9,6 +9,7 @@ from keras import layers
 from keras_muffnet import quantization
 from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert.metadata import read_metadata
+from keras_muffnet.litert.model import find_departures
 from keras_muffnet.quantization import calibration
 from keras_muffnet.quantization import keras_engine
 from tests.test_quantization_report import decibels
@@ -134,6 +135,26 @@ def test_the_file_ends_in_logits_unless_asked(
         )
     for name, values in wanted.items():
         assert decibels(values, given[name]) > 30
+
+
+@pytest.mark.parametrize("io_dtype", ["float32", "uint8"])
+def test_all_inputs_and_outputs_have_the_type_asked_for(io_dtype, tmp_path):
+    a, b = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
+    x = layers.Concatenate()([layers.Conv2D(4, 3)(a), layers.Conv2D(2, 3)(b)])
+    model = keras.Model([a, b], [x, layers.Dense(3)(layers.Flatten()(x))])
+    data = [np.random.default_rng(k).uniform(-1, 1, (9, 8, 8, 3)) for k in (1, 2)]
+    path = quantization.quantize_post_training(
+        model, data, tmp_path / "m.tflite", io_dtype=io_dtype
+    )
+    lite = LiteRTModel(path)
+    details = lite._interpreter.get_input_details()
+    details += lite._interpreter.get_output_details()
+    assert [x["dtype"] for x in details] == [np.dtype(io_dtype)] * 4
+    assert find_departures(path.read_bytes()) == ((), ())
+    for wanted, given in zip(
+        model.predict(data, verbose=0), lite.predict(data), strict=True
+    ):
+        assert np.abs(wanted - given).mean() < np.ptp(wanted) / 100
 
 
 def test_several_outputs_are_reported(model, quantized, tmp_path):

@@ -6,20 +6,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_muffnet.graph import input_structure
-from keras_muffnet.litert import read_operations
+from keras_muffnet.litert.converter import convert_function
+from keras_muffnet.litert.model import find_departures
 from keras_muffnet.litert.scales import with_single_scales
 from keras_muffnet.quantization.weights import engine_of
-
-# What a file has whose weights were not frozen: right answers, ten times
-# slower.
-_UNFROZEN = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 Configure = Callable[[tf.lite.TFLiteConverter], None]
 
@@ -59,7 +55,7 @@ def convert_quantized(
         content = _convert(model, configure, quantized=True)
     content = with_single_scales(content)
     has_float_layers = any("barrier" in n.lower() for n in _class_names(model))
-    unwanted = [] if has_float_layers else _float_operations(content)
+    unwanted = () if has_float_layers else find_departures(content)[0]
     if unwanted:
         raise RuntimeError(
             "The converted model must consist of integer operations alone, but "
@@ -144,41 +140,7 @@ def _convert(
             }
         return tf.nest.pack_sequence_as(outputs, flat)
 
-    # Holding the variables, not the model, saves nothing but this function:
-    # tf_keras would add one or more for every layer, which takes a minute.
-    module = tf.Module()
-    function = serve.get_concrete_function()
-    module.used = function.variables
-    with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=function)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        configure(converter)
-        content = converter.convert()
-    found = {operation.name for operation in read_operations(content)}
-    unfrozen = found & set(_UNFROZEN)
-    if unfrozen:
-        raise RuntimeError(
-            "The converted model must hold its weights as constants. "
-            f"Found operations: {', '.join(sorted(unfrozen))}"
-        )
-    return content
-
-
-def _float_operations(content: bytes) -> Sequence[str]:
-    operations = read_operations(content)
-    found = [
-        f"{name} #{number}"
-        for number, (name, dtypes) in enumerate(operations)
-        if name not in ("QUANTIZE", "DEQUANTIZE")
-        and any(dtype.startswith("FLOAT") for dtype in dtypes)
-    ]
-    # At the ends they stand for float inputs and outputs.
-    inner = [
-        f"{name} #{number}"
-        for number, (name, _) in enumerate(operations[1:-1], start=1)
-        if name == "DEQUANTIZE"
-    ]
-    return found or inner
+    return convert_function(serve.get_concrete_function(), configure)
 
 
 def _class_names(model: Any) -> list[str]:
