@@ -142,7 +142,9 @@ def test_all_inputs_and_outputs_have_the_type_asked_for(io_dtype, tmp_path):
     a, b = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
     x = layers.Concatenate()([layers.Conv2D(4, 3)(a), layers.Conv2D(2, 3)(b)])
     model = keras.Model([a, b], [x, layers.Dense(3)(layers.Flatten()(x))])
-    data = [np.random.default_rng(k).uniform(-1, 1, (9, 8, 8, 3)) for k in (1, 2)]
+    data = [
+        np.random.default_rng(k).uniform(-1, 1, (9, 8, 8, 3)) for k in (1, 2)
+    ]
     path = quantization.quantize_post_training(
         model, data, tmp_path / "m.tflite", io_dtype=io_dtype
     )
