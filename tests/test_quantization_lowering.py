@@ -849,6 +849,7 @@ def test_bits_are_those_of_the_layers_named():
             "first axes",
         ),
         (layers.AdaptiveMaxPooling2D(3, name="odd"), "divides"),
+        (layers.Conv2DTranspose(2, 3, dilation_rate=2, name="odd"), "dilated"),
     ],
     ids=lambda value: type(value).__name__,
 )
