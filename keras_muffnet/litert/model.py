@@ -386,7 +386,9 @@ def _read_graphs(content: bytes) -> list[_Graph]:
             inputs = tuple(int(k) for k in operator.inputs if k >= 0)
             outputs = tuple(int(k) for k in operator.outputs if k >= 0)
             operation = Operation(
-                op_names[_code(model.operatorCodes[operator.opcodeIndex])],
+                op_names[
+                    operator_of(model.operatorCodes[operator.opcodeIndex])
+                ],
                 tuple(
                     type_names[graph.tensors[k].type]
                     for k in (*inputs, *outputs)
@@ -403,7 +405,8 @@ def _names(enumeration: Any) -> dict[int, str]:
     return {code: name for name, code in values if isinstance(code, int)}
 
 
-def _code(operator_code: Any) -> int:
+def operator_of(operator_code: Any) -> int:
+    """The number of the operation that a code of a file stands for."""
     # Old files hold the code in one field, new ones in the other.
     return max(operator_code.builtinCode, operator_code.deprecatedBuiltinCode)
 
