@@ -1,7 +1,9 @@
 """From Keras models, fake-quantized or not, to LiteRT files."""
 
+import importlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from keras_muffnet.graph import input_structure
 from keras_muffnet.litert.converter import convert_function
 from keras_muffnet.litert.model import find_departures
 from keras_muffnet.litert.scales import with_single_scales
+from keras_muffnet.quantization.custom import modules_to_import
 from keras_muffnet.quantization.weights import engine_of
 
 Configure = Callable[[tf.lite.TFLiteConverter], None]
@@ -150,6 +153,7 @@ def _class_names(model: Any) -> list[str]:
 def _converted_elsewhere(
     model: keras.Model, io_dtype: str, softmax: bool
 ) -> bytes:
+    modules = modules_to_import(model.layers)
     with tempfile.TemporaryDirectory() as folder:
         saved = os.path.join(folder, "model.keras")
         written = pathlib.Path(folder, "model.tflite")
@@ -157,22 +161,36 @@ def _converted_elsewhere(
         done = subprocess.run(
             [
                 *(sys.executable, "-m", __name__, saved, written, io_dtype),
-                *["softmax"] * softmax,
+                *("softmax" if softmax else "logits", *modules),
             ],
-            env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+            env={
+                **os.environ,
+                "KERAS_BACKEND": "tensorflow",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            },
             capture_output=True,
             text=True,
         )
         if done.returncode:
-            raise RuntimeError(f"The conversion failed:\n{done.stderr}")
+            errors = re.findall(
+                r"^\w*(?:Error|Exception): .*", done.stderr, re.MULTILINE
+            )
+            reason = errors[-1] if errors else done.stderr
+            raise RuntimeError(f"The conversion failed: {reason}")
         return written.read_bytes()
 
 
-if __name__ == "__main__":
+def _main(
+    saved: str, written: str, io_dtype: str, end: str, *modules: str
+) -> None:
+    """What the process that another backend starts does."""
     from keras_muffnet.quantization import load
 
-    pathlib.Path(sys.argv[2]).write_bytes(
-        convert_quantized(
-            load(sys.argv[1]), sys.argv[3], "softmax" in sys.argv[4:]
-        )
-    )
+    for name in modules:
+        importlib.import_module(name)
+    content = convert_quantized(load(saved), io_dtype, end == "softmax")
+    pathlib.Path(written).write_bytes(content)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

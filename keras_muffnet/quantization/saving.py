@@ -166,7 +166,9 @@ def load(path: str | os.PathLike[str]) -> Any:
     ```
 
     Args:
-        path: the `.keras` file that its `save` wrote.
+        path: the `.keras` file that its `save` wrote. Layers of a class of
+            your own that were left in float must be registered, by
+            `keras.saving.register_keras_serializable`, before it is read.
 
     Returns:
         The model, with its ranges and, if it was compiled, the optimizer and
