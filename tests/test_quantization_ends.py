@@ -339,6 +339,22 @@ def test_each_of_several_inputs_has_its_data():
         calibration.read_data([a, b[:2]], model)
 
 
+@pytest.mark.parametrize("size", [1.0, 1000.0])
+def test_what_is_joined_with_much_greater_values_is_named(size, recwarn):
+    image, numbers = keras.Input(SHAPE), keras.Input((4,), name="numbers")
+    x = layers.Conv2D(6, 3, activation="relu", name="conv")(image)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    model = keras.Model([image, numbers], layers.Concatenate()([x, numbers]))
+    data = [uniform(), np.random.default_rng(0).uniform(0, size, (100, 4))]
+    quantization.quantize_aware(model, data)
+    said = [str(w.message) for w in recwarn if "joined" in str(w.message)]
+    assert len(said) == (size > 1)
+    if said:
+        assert "'pool' (" in said[0]
+        assert "times less than input 'numbers')" in said[0]
+        assert "Scale the model's inputs" in said[0]
+
+
 def test_data_of_two_inputs_of_one_shape_are_told_apart():
     inputs = [keras.Input((2,), name="a"), keras.Input((2,), name="b")]
     model = keras.Model(inputs, layers.Add()(inputs))
@@ -525,6 +541,22 @@ def test_nested_inputs_are_refused():
     model = keras.Model({"k": [a, b]}, layers.Dense(2)(layers.Add()([a, b])))
     with pytest.raises(ValueError, match=r"inputs alone, .*\['a', 'b'\]"):
         quantization.quantize_aware(model, np.zeros((1, 4)))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Ranged(layers.Layer):
+    """Has an attribute that the wrapper of quantized layers has, too."""
+
+    output_range = (0, 10)
+
+    def call(self, inputs):
+        return keras.ops.sigmoid(inputs) * self.output_range[1]
+
+
+def test_a_layer_s_own_output_range_is_none_of_quantization(model):
+    ranged = keras.Model(model.input, Ranged()(model.output["box"]))
+    assert keras_engine.output_range(ranged.layers[-1]) is None
+    assert quantization.quantize_aware(ranged, uniform())
 
 
 def test_outputs_may_be_nested(tmp_path):

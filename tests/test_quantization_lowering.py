@@ -564,6 +564,16 @@ def test_what_moves_values_has_its_input_s_range():
     assert others == [("c",), ("e",)]
 
 
+def test_nothing_is_said_of_the_ranges_of_a_network_without_training(recwarn):
+    keras.utils.set_random_seed(0)
+    model = MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=2)
+    plan = plan_quantization(model)
+    data = np.random.default_rng(0).uniform(-1, 1, (32, 32, 32, 3))
+    found = keras_engine.calibrate(plan, data.astype("float32"))
+    find_ranges(plan, found, (-1.0, 1.0))
+    assert not [w for w in recwarn if "joined" in str(w.message)]
+
+
 def test_a_shared_range_spans_what_each_of_its_steps_needs():
     plan = plan_quantization(make_model(joined))
     found = {"a_relu": (0.0, 3.0), "b": (-1.0, 2.0), "c": (1, 2), "e": (0, 0)}
@@ -895,6 +905,35 @@ PADS_THAT_SHOW = (
         (lambda x: x[..., 3:2], "get_item", "empty"),
         (lambda x: 1.0 / x, "true_divide", "not the other way round"),
         (lambda x: ops.divide(x, x), "divide", "a constant"),
+        (lambda x: x ** of_each_channel(), "power", r"its exponent.*\(4,\)"),
+        (lambda x: ops.clip(x, -of_each_channel(), 3), "clip", "its x_min"),
+        (
+            lambda x: ops.leaky_relu(x, of_each_channel()),
+            "leaky_relu",
+            "one number as its negative_slope",
+        ),
+        (
+            lambda x: ops.pad(
+                x,
+                [[0, 0], [1, 1], [1, 1], [0, 0]],
+                constant_values=of_each_channel(),
+            ),
+            "pad",
+            "one number as its constant_values",
+        ),
+        *(
+            (
+                lambda x, pool=pool: pool(ops.reshape(x, (-1, 4, 4, 4, 4)), 2),
+                "",
+                "over sequences or images",
+            )
+            for pool in (
+                ops.average_pool,
+                ops.max_pool,
+                lambda x, size: layers.AveragePooling3D(size)(x),
+                lambda x, size: layers.MaxPooling3D(size)(x),
+            )
+        ),
         (lambda x: x**1.5, "power", "exponent of 2, 3, 4.*Found: 1.5"),
         (lambda x: ops.pad(x, 1), "pad", "batch axis alone"),
         *(
@@ -939,6 +978,13 @@ def test_padding_below_all_before_max_pooling_needs_no_range(value, pooling):
     np.testing.assert_allclose(
         keras_engine.build(plan)(images), wanted, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("layer", [layers.AveragePooling3D, layers.MaxPool3D])
+def test_pooling_of_volumes_may_be_left_in_float(layer):
+    model = make_model(layer(2, name="odd"), shape=(4, 4, 4, 2))
+    for float_layers in (["odd"], ["odd_op1"]):
+        assert_same(plan_quantization(model, float_layers=float_layers), model)
 
 
 def test_a_masked_softmax_is_refused():
