@@ -1,4 +1,4 @@
-"""Classes of the user's own, which another process has to know."""
+"""Layers that stay as they are: copies, and their classes elsewhere."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,6 +6,22 @@ from typing import Any
 import keras
 
 from keras_muffnet.quantization.layouts import LIBRARIES
+
+
+def clone_layer(layer: keras.layers.Layer, name: str = "") -> Any:
+    """Makes a layer of the same configuration, without its weights.
+
+    Args:
+        layer: the layer.
+        name: the new one's; that of the layer if none is given.
+    """
+    if isinstance(layer, keras.layers.Lambda):
+        # Its function would be read from bytes, which Keras holds unsafe.
+        return keras.layers.Lambda(
+            layer.function, arguments=layer.arguments, name=name or layer.name
+        )
+    config = layer.get_config()
+    return type(layer).from_config({**config, "name": name or layer.name})
 
 
 def modules_to_import(operations: Iterable[Any]) -> list[str]:
