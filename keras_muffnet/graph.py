@@ -241,6 +241,7 @@ class _Tracer:
             self.opens is None or _is_traceable(operation)
         ):
             _check_traceable(operation)
+            inputs = _inputs_of(operation, *args, **kwargs)
             return self.trace_model(operation, inputs)
         closed = ""
         if is_layer and self.opens is not None and self.opens(operation):
@@ -333,6 +334,19 @@ def _variables_yield() -> Iterator[None]:
 def _tensors_in(structure: Any) -> list[KerasTensor]:
     flat = keras.tree.flatten(structure)
     return [x for x in flat if isinstance(x, KerasTensor)]
+
+
+def _inputs_of(
+    model: keras.Model, inputs: Any, *_: Any, **__: Any
+) -> list[KerasTensor]:
+    """What a model is called on, in the order of its own inputs."""
+    if isinstance(inputs, dict) and not isinstance(
+        input_structure(model), dict
+    ):
+        # Keras goes by the inputs' names then.
+        inputs = [inputs[x.name] for x in model.inputs]
+    # What there is no input for, Keras leaves out.
+    return _tensors_in(inputs)[: len(model.inputs)]
 
 
 class _ClosedError(Exception):

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import re
+import shutil
 import zipfile
 from unittest import mock
 
@@ -13,6 +15,8 @@ import pytest
 
 from keras_muffnet import MuffNet
 from keras_muffnet import data
+from keras_muffnet import quantization
+from keras_muffnet.cli import common
 from keras_muffnet.cli import quantize
 from keras_muffnet.cli import quantize_classifier
 from keras_muffnet.cli.main import main
@@ -130,6 +134,98 @@ def test_it_resumes_after_the_last_whole_epoch(
     assert "learning_rate=0.0005" in other
 
 
+def test_what_was_changed_since_is_not_resumed(
+    quantized, to_quantize, tmp_path, muffnet, monkeypatch, capfd
+):
+    model, arrays = (x.partition("=")[2] for x in to_quantize[1:3])
+    paths = tmp_path / "m.keras", tmp_path / "d.npz"
+    shutil.copy(model, paths[0])
+    shutil.copy(arrays, paths[1])
+    output = shutil.copytree(quantized, tmp_path / "out")
+    settings = json.loads((output / "settings.json").read_text())
+    settings |= {"model": str(paths[0]), "data": str(paths[1])}
+    (output / "settings.json").write_text(json.dumps(settings))
+    command = ["quantize", f"--model={paths[0]}", f"--data={paths[1]}"]
+    command += [*to_quantize[3:], f"--output={output}"]
+
+    def stop(*_):
+        raise ValueError("so far")
+
+    monkeypatch.setattr(common, "write_litert", stop)
+    assert "so far" in muffnet(*command, status=1)
+    network = keras.saving.load_model(model)
+    weights = network.get_weights()
+    network.set_weights([weights[0] + 1, *weights[1:]])
+    network.save(paths[0])
+    assert "whose model changed since" in muffnet(*command, status=1)
+    shutil.copy(model, paths[0])
+    with np.load(arrays) as file:
+        np.savez(
+            paths[1], **{**file, "train_images": file["train_images"] // 2}
+        )
+    assert "whose images changed since" in muffnet(*command, status=1)
+    # An earlier version wrote none.
+    del settings["digests"]
+    (output / "settings.json").write_text(json.dumps(settings))
+    capfd.readouterr()
+    assert main(command) == 1
+    printed = capfd.readouterr().err
+    assert "does not say of which model" in printed and "so far" in printed
+
+
+def test_models_of_the_same_layers_and_weights_have_one_digest():
+    models = [small_model(16, 3) for _ in range(2)]
+    assert models[0].layers[0].name != models[1].layers[0].name
+    one, other = map(quantize_classifier.model_digest, models)
+    assert one == other
+    models[1].layers[2].max_value = 6.0
+    assert quantize_classifier.model_digest(models[1]) != one
+
+
+def test_layers_without_a_rule_are_left_in_float(
+    to_quantize, tmp_path, muffnet, monkeypatch
+):
+    asked = []
+
+    def stop(*_, float_layers, **__):
+        asked.append(float_layers)
+        raise ValueError("so far")
+
+    monkeypatch.setattr(quantization, "quantize_aware", stop)
+    monkeypatch.setattr(common, "write_litert", lambda *_: None)
+    for flags in (["unknown"], ["a", "b"]):
+        muffnet(
+            *(*to_quantize, f"--output={tmp_path}", "--float-layers", *flags),
+            status=1,
+        )
+    assert asked == ["unknown", ["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("classes", "changes", "message"),
+    [
+        (1, {}, r"at least 2 classes. Received: outputs of shape \(None, 1\)"),
+        (10, {"train_images": np.float32}, "`train_images`.*float32"),
+        (10, {"test_labels": np.float32}, "`test_labels`.*integers.*float32"),
+        (3, {}, "`train_labels`.*--model, 0 to 2. Received: 0 to 9"),
+    ],
+)
+def test_what_is_no_classifier_s_is_refused_before_anything_is_written(
+    to_quantize, tmp_path, muffnet, classes, changes, message
+):
+    small_model(16, classes).save(tmp_path / "m.keras")
+    with np.load(to_quantize[2].partition("=")[2]) as file:
+        arrays = {k: v.astype(changes.get(k, v.dtype)) for k, v in file.items()}
+    np.savez(tmp_path / "d.npz", **arrays)
+    error = muffnet(
+        *("quantize", f"--model={tmp_path / 'm.keras'}"),
+        *(f"--data={tmp_path / 'd.npz'}", f"--output={tmp_path / 'out'}"),
+        status=1,
+    )
+    assert re.search(message, error)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
@@ -233,9 +329,11 @@ def test_arrays_are_sampled_as_a_folder_is(tmp_path):
     numbers = np.arange(100)
     np.savez(
         path,
-        train_images=np.tile(numbers[:, None, None, None], (2, 2, 3)),
+        train_images=np.tile(numbers[:, None, None, None], (2, 2, 3)).astype(
+            np.uint8
+        ),
         train_labels=numbers,
-        test_images=np.zeros((5, 2, 2, 3)),
+        test_images=np.zeros((5, 2, 2, 3), np.uint8),
         test_labels=numbers[:5],
     )
     load, draws = quantize_classifier.load_data, []

@@ -735,13 +735,23 @@ def test_four_channels_have_the_float_signature_only(tmp_path):
 def test_a_file_with_variables_is_not_written(
     small_model, tmp_path, monkeypatch
 ):
-    from keras_muffnet.export import litert
+    from keras_muffnet.litert import converter
 
     operations = [Operation("CONV_2D", ()), Operation("READ_VARIABLE", ())]
-    monkeypatch.setattr(litert, "read_operations", lambda _: operations)
+    monkeypatch.setattr(converter, "read_operations", lambda _: operations)
     with pytest.raises(RuntimeError, match=r"constants.*: READ_VARIABLE$"):
         export_litert(small_model, tmp_path / "m.tflite")
     assert not (tmp_path / "m.tflite").exists()
+
+
+def test_what_litert_has_no_operation_for_is_named(tmp_path):
+    x = keras.Input((8, 8, 3))
+    y = keras.layers.Conv2DTranspose(2, 3, dilation_rate=2)(x)
+    path = tmp_path / "m.tflite"
+    with pytest.raises(RuntimeError, match="no operation for Conv2D") as info:
+        export_litert(keras.Model(x, y), path)
+    assert str(info.value).endswith("for Conv2DBackpropInput")
+    assert not path.exists()
 
 
 def test_litert_models_of_several_inputs(tmp_path):

@@ -88,6 +88,14 @@ def by_name():
     return keras.Model(x, y)
 
 
+def called_by_names():
+    x = keras.Input((6, 7, 4))
+    a, b = keras.Input((6, 7, 4), name="z"), keras.Input((6, 7, 4), name="a")
+    inner = keras.Model([a, b], layers.Subtract()([norm(name="n")(a), 2 * b]))
+    first, second = layers.Conv2D(4, 1), layers.Conv2D(4, 1)
+    return keras.Model(x, inner({"a": first(x), "z": second(x)}))
+
+
 def asked_to_train():
     x = keras.Input((6, 7, 4))
     y = layers.Dropout(0.5)(layers.Conv2D(3, 3)(x), training=True)
@@ -172,6 +180,7 @@ MODELS = {
     "one layer, one norm": (one_layer_one_norm(), "n", ""),
     "one norm, two layers": (one_norm_two_layers(), "n", ""),
     "nested": (nested(), "n", ""),
+    "called by names": (called_by_names(), "n", ""),
     "by name": (by_name(), "n", ""),
     "asked to train": (asked_to_train(), "", "n"),
 }

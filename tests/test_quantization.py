@@ -205,7 +205,7 @@ def test_only_a_built_model_is_converted(make, precision, tmp_path):
             make(),
             tmp_path / "model.tflite",
             precision=precision,
-            calibration_data=images(),
+            calibration_data=images() if precision == "int16" else None,
         )
 
 
@@ -250,6 +250,37 @@ def test_int16_takes_its_ranges_from_the_images(tiny_model, tmp_path):
     # What lies outside of the ranges is cut off.
     assert error(x) < 0.03
     assert error(x / 10) > 0.3
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_int16_needs_inputs_of_float32(dtype, tmp_path):
+    image = keras.Input(SHAPE, dtype=dtype)
+    model = keras.Model(image, layers.Rescaling(1 / 255)(image))
+    with pytest.raises(ValueError, match=f"inputs of float32 .*: {dtype}$"):
+        quantization.convert(
+            model,
+            tmp_path / "model.tflite",
+            precision="int16",
+            calibration_data=pixels(20).astype(dtype),
+        )
+
+
+def test_arguments_without_effect_are_refused(
+    tiny_model, quantized_tiny, tmp_path
+):
+    path = tmp_path / "model.tflite"
+    for model, options, name in (
+        (quantized_tiny, {"calibration_data": images()}, "calibration_data"),
+        (
+            tiny_model,
+            {"precision": "float16", "calibration_data": images()},
+            "calibration_data",
+        ),
+        (quantized_tiny, {"crop": 0.875}, "crop"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` must be None"):
+            quantization.convert(model, path, **options)
+    assert not path.exists()
 
 
 # Metadata.

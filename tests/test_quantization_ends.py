@@ -9,6 +9,7 @@ from keras import layers
 from keras_muffnet import quantization
 from keras_muffnet.litert import LiteRTModel
 from keras_muffnet.litert.metadata import read_metadata
+from keras_muffnet.litert.model import find_departures
 from keras_muffnet.quantization import calibration
 from keras_muffnet.quantization import keras_engine
 from tests.test_quantization_report import decibels
@@ -134,6 +135,28 @@ def test_the_file_ends_in_logits_unless_asked(
         )
     for name, values in wanted.items():
         assert decibels(values, given[name]) > 30
+
+
+@pytest.mark.parametrize("io_dtype", ["float32", "uint8"])
+def test_all_inputs_and_outputs_have_the_type_asked_for(io_dtype, tmp_path):
+    a, b = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
+    x = layers.Concatenate()([layers.Conv2D(4, 3)(a), layers.Conv2D(2, 3)(b)])
+    model = keras.Model([a, b], [x, layers.Dense(3)(layers.Flatten()(x))])
+    data = [
+        np.random.default_rng(k).uniform(-1, 1, (9, 8, 8, 3)) for k in (1, 2)
+    ]
+    path = quantization.quantize_post_training(
+        model, data, tmp_path / "m.tflite", io_dtype=io_dtype
+    )
+    lite = LiteRTModel(path)
+    details = lite._interpreter.get_input_details()
+    details += lite._interpreter.get_output_details()
+    assert [x["dtype"] for x in details] == [np.dtype(io_dtype)] * 4
+    assert find_departures(path.read_bytes()) == ((), ())
+    for wanted, given in zip(
+        model.predict(data, verbose=0), lite.predict(data), strict=True
+    ):
+        assert np.abs(wanted - given).mean() < np.ptp(wanted) / 100
 
 
 def test_several_outputs_are_reported(model, quantized, tmp_path):
@@ -314,6 +337,22 @@ def test_each_of_several_inputs_has_its_data():
         assert [x.shape for x in found] == [(3, 4), (3, 2)]
     with pytest.raises(ValueError, match=r"as many examples.*3, 2"):
         calibration.read_data([a, b[:2]], model)
+
+
+@pytest.mark.parametrize("size", [1.0, 1000.0])
+def test_what_is_joined_with_much_greater_values_is_named(size, recwarn):
+    image, numbers = keras.Input(SHAPE), keras.Input((4,), name="numbers")
+    x = layers.Conv2D(6, 3, activation="relu", name="conv")(image)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    model = keras.Model([image, numbers], layers.Concatenate()([x, numbers]))
+    data = [uniform(), np.random.default_rng(0).uniform(0, size, (100, 4))]
+    quantization.quantize_aware(model, data)
+    said = [str(w.message) for w in recwarn if "joined" in str(w.message)]
+    assert len(said) == (size > 1)
+    if said:
+        assert "'pool' (" in said[0]
+        assert "times less than input 'numbers')" in said[0]
+        assert "Scale the model's inputs" in said[0]
 
 
 def test_data_of_two_inputs_of_one_shape_are_told_apart():
@@ -502,6 +541,22 @@ def test_nested_inputs_are_refused():
     model = keras.Model({"k": [a, b]}, layers.Dense(2)(layers.Add()([a, b])))
     with pytest.raises(ValueError, match=r"inputs alone, .*\['a', 'b'\]"):
         quantization.quantize_aware(model, np.zeros((1, 4)))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Ranged(layers.Layer):
+    """Has an attribute that the wrapper of quantized layers has, too."""
+
+    output_range = (0, 10)
+
+    def call(self, inputs):
+        return keras.ops.sigmoid(inputs) * self.output_range[1]
+
+
+def test_a_layer_s_own_output_range_is_none_of_quantization(model):
+    ranged = keras.Model(model.input, Ranged()(model.output["box"]))
+    assert keras_engine.output_range(ranged.layers[-1]) is None
+    assert quantization.quantize_aware(ranged, uniform())
 
 
 def test_outputs_may_be_nested(tmp_path):

@@ -432,3 +432,55 @@ def test_a_lambda_layer_is_copied_with_its_function(data):
     quantized = quantization.quantize_aware(model, data)
     finished, _ = quantization.finish(quantized, model)
     np.testing.assert_allclose(finished(data), model(data), rtol=1e-5)
+
+
+ON_JAX = """
+import sys
+sys.path.insert(0, "FOLDER")
+import keras, numpy as np
+from mine import Bare, Sine
+from keras_muffnet import quantization
+from keras_muffnet.litert import LiteRTModel
+
+@keras.saving.register_keras_serializable("main")
+class Here(Bare):
+    pass
+
+x = np.random.default_rng(0).random((9, 8, 8, 3), np.float32)
+for layer in (Sine, Bare, Here):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 1), layer(name="odd")]
+    )
+    try:
+        quantization.quantize_post_training(
+            model, x, "FOLDER/m.tflite", float_layers=["odd"]
+        )
+        found = LiteRTModel("FOLDER/m.tflite").predict(x)
+        print("error", np.abs(found - model.predict(x, verbose=0)).max())
+    except ValueError as error:
+        print(error)
+"""
+
+MINE = """
+import keras
+
+class Bare(keras.layers.Layer):
+    def call(self, inputs):
+        return keras.ops.sin(inputs)
+
+@keras.saving.register_keras_serializable("mine")
+class Sine(Bare):
+    pass
+"""
+
+
+def test_a_float_layer_of_one_s_own_must_be_registered_on_other_backends(
+    run_forked, tmp_path
+):
+    (tmp_path / "mine.py").write_text(MINE)
+    code = ON_JAX.replace("FOLDER", str(tmp_path))
+    lines = run_forked("-c", code, KERAS_BACKEND="jax").splitlines()
+    error, bare, here = [x for x in lines if x.startswith(("error", "`model`"))]
+    assert float(error.split()[1]) < 0.02
+    assert "layer 'odd' (Bare) left in float" in bare
+    assert "layer 'odd' (Here) left in float" in here

@@ -323,6 +323,41 @@ def test_a_model_of_two_outputs_keeps_them_in_order():
     assert_same(plan, model)
 
 
+def in_a_list(a, b):
+    return [a, b]
+
+
+def in_a_tuple(a, b):
+    return (a, b)
+
+
+def by_names(a, b):
+    return {"z": a, "a": b}
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        (in_a_list, by_names),
+        (in_a_tuple, by_names),
+        (by_names, by_names),
+        (in_a_list, lambda a, b: {"b": a, **by_names(a, b)}),
+        (lambda a, b: [a, [b]], in_a_list),
+        (lambda a, b: {"p": b, "q": [a]}, lambda a, b: {"p": b, "q": [a]}),
+    ],
+)
+def test_a_model_inside_is_called_as_keras_does(own, given):
+    a, b = keras.Input(SHAPE, name="z"), keras.Input(SHAPE, name="a")
+    inner = keras.Model(own(a, b), layers.Subtract()([a, b * 2.0]))
+
+    def network(x):
+        parts = layers.Conv2D(CHANNELS, 1)(x), layers.Conv2D(CHANNELS, 1)(x)
+        return inner(given(*parts))
+
+    model = make_model(network)
+    assert_same(plan_quantization(model), model)
+
+
 def test_an_output_that_is_read_again_is_not_folded():
     def network(x):
         x = layers.Conv2D(5, 3)(x)
@@ -527,6 +562,16 @@ def test_what_moves_values_has_its_input_s_range():
     assert first == (INPUT_RANGE,)
     assert sorted(second) == ["a_relu", "b"]
     assert others == [("c",), ("e",)]
+
+
+def test_nothing_is_said_of_the_ranges_of_a_network_without_training(recwarn):
+    keras.utils.set_random_seed(0)
+    model = MuffNet(input_shape=(32, 32, 3), alpha=0.1, classes=2)
+    plan = plan_quantization(model)
+    data = np.random.default_rng(0).uniform(-1, 1, (32, 32, 32, 3))
+    found = keras_engine.calibrate(plan, data.astype("float32"))
+    find_ranges(plan, found, (-1.0, 1.0))
+    assert not [w for w in recwarn if "joined" in str(w.message)]
 
 
 def test_a_shared_range_spans_what_each_of_its_steps_needs():
@@ -814,6 +859,7 @@ def test_bits_are_those_of_the_layers_named():
             "first axes",
         ),
         (layers.AdaptiveMaxPooling2D(3, name="odd"), "divides"),
+        (layers.Conv2DTranspose(2, 3, dilation_rate=2, name="odd"), "dilated"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -859,6 +905,35 @@ PADS_THAT_SHOW = (
         (lambda x: x[..., 3:2], "get_item", "empty"),
         (lambda x: 1.0 / x, "true_divide", "not the other way round"),
         (lambda x: ops.divide(x, x), "divide", "a constant"),
+        (lambda x: x ** of_each_channel(), "power", r"its exponent.*\(4,\)"),
+        (lambda x: ops.clip(x, -of_each_channel(), 3), "clip", "its x_min"),
+        (
+            lambda x: ops.leaky_relu(x, of_each_channel()),
+            "leaky_relu",
+            "one number as its negative_slope",
+        ),
+        (
+            lambda x: ops.pad(
+                x,
+                [[0, 0], [1, 1], [1, 1], [0, 0]],
+                constant_values=of_each_channel(),
+            ),
+            "pad",
+            "one number as its constant_values",
+        ),
+        *(
+            (
+                lambda x, pool=pool: pool(ops.reshape(x, (-1, 4, 4, 4, 4)), 2),
+                "",
+                "over sequences or images",
+            )
+            for pool in (
+                ops.average_pool,
+                ops.max_pool,
+                lambda x, size: layers.AveragePooling3D(size)(x),
+                lambda x, size: layers.MaxPooling3D(size)(x),
+            )
+        ),
         (lambda x: x**1.5, "power", "exponent of 2, 3, 4.*Found: 1.5"),
         (lambda x: ops.pad(x, 1), "pad", "batch axis alone"),
         *(
@@ -903,6 +978,13 @@ def test_padding_below_all_before_max_pooling_needs_no_range(value, pooling):
     np.testing.assert_allclose(
         keras_engine.build(plan)(images), wanted, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("layer", [layers.AveragePooling3D, layers.MaxPool3D])
+def test_pooling_of_volumes_may_be_left_in_float(layer):
+    model = make_model(layer(2, name="odd"), shape=(4, 4, 4, 2))
+    for float_layers in (["odd"], ["odd_op1"]):
+        assert_same(plan_quantization(model, float_layers=float_layers), model)
 
 
 def test_a_masked_softmax_is_refused():

@@ -231,14 +231,59 @@ def test_dense_kernels_have_the_scales_that_a_target_takes(target, several):
     assert dense.per_channel == several
 
 
-def test_a_file_s_operations_are_checked():
-    names = ["QUANTIZE", "CONV_2D", "DEQUANTIZE"]
-    targets.check_operations(names, "float32", "nnapi")
-    targets.check_operations([*names, "GELU"], "float32", "litert")
-    with pytest.raises(ValueError, match=r"NNAPI, which has not in int8: GELU"):
-        targets.check_operations([*names, "GELU"], "int8", "nnapi")
+@pytest.fixture(scope="module")
+def content(model, data, tmp_path_factory):
+    """A function that gives the bytes of a file, for LiteRT."""
+    folder = tmp_path_factory.mktemp("content")
+
+    def convert(io_dtype="int8", **settings):
+        quantized = quantization.quantize_aware(model, data, **settings)
+        path = quantization.convert(
+            quantized, folder / "model.tflite", io_dtype=io_dtype
+        )
+        return path.read_bytes()
+
+    return convert
+
+
+def test_a_file_s_operations_are_checked(content, monkeypatch):
+    file = content("float32", target="nnapi")
+    targets.check_file(file, "float32", "nnapi")
     with pytest.raises(ValueError, match=r"`io_dtype` .*'float32'"):
-        targets.check_operations(names, "float32", "ethos-u")
+        targets.check_file(file, "float32", "ethos-u")
+    lacking = targets.TARGETS["nnapi"]
+    lacking = lacking._replace(operations=lacking.operations - {"CONV_2D"})
+    monkeypatch.setitem(targets.TARGETS, "nnapi", lacking)
+    with pytest.raises(ValueError, match=r"NNAPI: CONV_2D #1 is none of its"):
+        targets.check_file(file, "float32", "nnapi")
+    targets.check_file(file, "float32", "litert")
+
+
+def test_a_file_s_kernels_are_checked(content):
+    """As `quantize_aware` does, if it is given the target."""
+    file = content(weight_bits={"conv": 4})
+    with pytest.raises(
+        ValueError,
+        match=r"Edge TPU: CONV_2D #\d has a kernel of 4 bits; .* has 4 scales",
+    ):
+        targets.check_file(file, "int8", "edge-tpu")
+    with pytest.raises(ValueError, match=r"Micro: .* has 4 scales, of which"):
+        targets.check_file(file, "int8", "tflite-micro")
+    file = content(weight_bits={"conv": 4}, target="tflite-micro")
+    targets.check_file(file, "int8", "tflite-micro")
+    file = content(float_layers=["depthwise"], per_channel={"last": False})
+    with pytest.raises(ValueError, match=r"DEPTHWISE.* is left in float"):
+        targets.check_file(file, "int8", "tflite-micro")
+    targets.check_file(file, "int8", "litert")
+
+
+def test_convert_checks_the_file_for_its_target(model, data, tmp_path):
+    quantized = quantization.quantize_aware(model, data)
+    with pytest.raises(ValueError, match=r"Edge TPU: .* has 4 scales"):
+        quantization.convert(
+            quantized, tmp_path / "model.tflite", target="edge-tpu"
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_target_is_refused(model, data):

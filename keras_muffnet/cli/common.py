@@ -15,6 +15,7 @@ from typing import Any
 if TYPE_CHECKING:
     from keras_muffnet.data import DetectionSource
     from keras_muffnet.data import Source
+    from keras_muffnet.preprocessing import Preprocessing
 
 FAILED = 1
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
@@ -327,3 +328,33 @@ def read_labels(path: pathlib.Path) -> list[str]:
             f"--labels must be a text file in UTF-8. Received: {path} ({error})"
         ) from None
     return [line.strip() for line in lines if line.strip()]
+
+
+def write_litert(
+    model: Any, known: "Preprocessing", path: pathlib.Path
+) -> None:
+    """Writes a float LiteRT file, of a classifier with metadata.
+
+    Args:
+        model: a classifier or a detector.
+        known: what the metadata tell of the classes and the images.
+        path: the file.
+    """
+    from keras_muffnet._files import written_aside
+    from keras_muffnet.detection.ssd import is_detector
+    from keras_muffnet.export import export_litert
+    from keras_muffnet.litert.metadata import embed_metadata
+
+    export_litert(model, path)
+    if is_detector(model):
+        return
+    content = embed_metadata(
+        path.read_bytes(),
+        name=model.name,
+        labels=known.class_names or None,
+        mean=known.mean,
+        std=known.std,
+        crop=known.crop,
+    )
+    with written_aside(path) as aside:
+        aside.write_bytes(content)

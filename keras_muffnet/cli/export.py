@@ -18,10 +18,8 @@ import argparse
 import dataclasses
 import pathlib
 import tempfile
-from typing import Any
 
 from keras_muffnet.cli import common
-from keras_muffnet.preprocessing import Preprocessing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +93,8 @@ def export(args: argparse.Namespace) -> pathlib.Path:
     with tempfile.TemporaryDirectory() as scratch:
         litert = None
         if args.format != "saved_model":
-            litert = write_litert(model, known, pathlib.Path(scratch))
+            litert = pathlib.Path(scratch, "model.tflite")
+            common.write_litert(model, known, litert)
         if litert is not None and args.format == "litert":
             return publish_litert(litert, args.output)
         if known != preprocessing_of(model):
@@ -106,26 +105,3 @@ def export(args: argparse.Namespace) -> pathlib.Path:
             labels=known.class_names or None,
             litert=litert,
         )
-
-
-def write_litert(
-    model: Any, known: Preprocessing, folder: pathlib.Path
-) -> pathlib.Path:
-    """Writes a float LiteRT file, with metadata where it has one output."""
-    from keras_muffnet.detection.ssd import is_detector
-    from keras_muffnet.export import export_litert
-    from keras_muffnet.litert.metadata import embed_metadata
-
-    path = export_litert(model, folder / "model.tflite")
-    if is_detector(model):
-        return path
-    content = embed_metadata(
-        path.read_bytes(),
-        name=model.name,
-        labels=known.class_names or None,
-        mean=known.mean,
-        std=known.std,
-        crop=known.crop,
-    )
-    path.write_bytes(content)
-    return path

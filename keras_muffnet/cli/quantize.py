@@ -95,7 +95,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--train-images", type=int, help="fine-tune on a sample of this size"
     )
     group.add_argument(
-        "--float-layers", nargs="+", help="layers to leave in float"
+        "--float-layers",
+        nargs="+",
+        help="layers to leave in float, or 'unknown' for all that cannot be "
+        "quantized",
     )
     group.add_argument(
         "--io-dtype",

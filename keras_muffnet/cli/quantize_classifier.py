@@ -1,10 +1,14 @@
 """`muffnet quantize` for a classifier."""
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import math
 import os
 import pathlib
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,8 @@ FILES = {
 # The model being fine-tuned, and the command it belongs to.
 CHECKPOINT = "fine_tuning.keras"
 SETTINGS = "settings.json"
+# What is compared there besides the command line.
+DIGESTS = "digests"
 
 
 def quantize(model: Any, args: argparse.Namespace) -> None:
@@ -33,15 +39,20 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     from keras_muffnet._files import written_aside
     from keras_muffnet.evaluation import check_classes
     from keras_muffnet.evaluation.models import class_names_of
-    from keras_muffnet.export import export_litert
     from keras_muffnet.litert.metadata import c_header
-    from keras_muffnet.litert.metadata import embed_metadata
     from keras_muffnet.preprocessing import preprocessing_of
 
-    settings = check_settings(args, (args.output / CHECKPOINT).exists())
+    check_outputs(model)
     known = preprocessing_of(model)
     train, test, names = load_data(model, args, known.crop)
-    if names is not None:
+    settings = check_settings(
+        args,
+        (args.output / CHECKPOINT).exists(),
+        {"model": model_digest(model), "images": array_digest(train)},
+    )
+    if names is None:
+        check_labels(train[1], test[1], model.output_shape[-1])
+    else:
         check_classes(
             names, class_names_of(model, args.model), model.output_shape[-1]
         )
@@ -49,17 +60,11 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     files = {kind: args.output / name for kind, name in FILES.items()}
 
     print("Writing float32.tflite")
-    export_litert(model, files["float32"])
-    content = embed_metadata(
-        files["float32"].read_bytes(),
-        name=model.name,
-        labels=names,
-        mean=mean,
-        std=std,
-        crop=known.crop,
+    common.write_litert(
+        model,
+        dataclasses.replace(known, mean=mean, std=std, class_names=names or ()),
+        files["float32"],
     )
-    with written_aside(files["float32"]) as aside:
-        aside.write_bytes(content)
 
     print("Calibrating")
     some = np.random.default_rng(args.seed).permutation(len(train[0]))
@@ -68,7 +73,9 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
         model,
         (some_images.astype(np.float32) - mean) / std,
         engine=args.engine,
-        float_layers=args.float_layers,
+        float_layers=(
+            "unknown" if args.float_layers == ["unknown"] else args.float_layers
+        ),
     )
     print("Writing int8_post_training.tflite")
     options: dict[str, Any] = {
@@ -113,12 +120,59 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     print(f"Files: {args.output}")
 
 
-def check_settings(args: argparse.Namespace, begun: bool) -> dict[str, Any]:
+def check_outputs(model: Any) -> None:
+    """Raises for a model that does not choose among classes."""
+    shape = model.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] < 2:
+        raise ValueError(
+            "--model must have one output, of at least 2 classes. "
+            f"Received: outputs of shape {shape}"
+        )
+
+
+def check_labels(train: np.ndarray, test: np.ndarray, classes: int) -> None:
+    """Raises for labels of an .npz file that are none of the classes."""
+    for name, labels in (("train_labels", train), ("test_labels", test)):
+        if not ((labels >= 0) & (labels < classes)).all():
+            raise ValueError(
+                f"`{name}` in --data must be classes of --model, 0 to "
+                f"{classes - 1}. Received: {labels.min()} to {labels.max()}"
+            )
+
+
+def model_digest(model: Any) -> str:
+    """Returns a text that a model of other layers or weights has not."""
+    import keras
+
+    digest = hashlib.sha256()
+    for layer in model.layers:
+        config = keras.saving.serialize_keras_object(layer)["config"]
+        # Those that Keras gives are others in the next process.
+        config.pop("name", None)
+        digest.update(json.dumps(config, sort_keys=True).encode())
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()
+
+
+def array_digest(arrays: Any) -> str:
+    """Returns a text that other arrays have not."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def check_settings(
+    args: argparse.Namespace, begun: bool, digests: Mapping[str, str]
+) -> dict[str, Any]:
     """Sees to it that fine-tuning resumes by the command that began it.
 
     Args:
         args: the command line.
         begun: whether the output folder holds a checkpoint.
+        digests: of the "model" and of the training "images".
 
     Returns:
         The settings that matter, for `settings.json`.
@@ -137,7 +191,25 @@ def check_settings(args: argparse.Namespace, begun: bool) -> dict[str, Any]:
                 f"{', '.join(f'{k}={before.get(k)!r}' for k in changed)}. "
                 "Give another folder, or the same settings"
             )
-    return settings
+        _check_digests(before.get(DIGESTS), digests)
+    return {**settings, DIGESTS: dict(digests)}
+
+
+def _check_digests(before: Any, digests: Mapping[str, str]) -> None:
+    if before is None:
+        warnings.warn(
+            f"--output holds a run of an earlier version, whose {SETTINGS} "
+            f"does not say of which {' and '.join(digests)} it is. If they "
+            "changed since, give another folder",
+            stacklevel=3,
+        )
+        return
+    changed = [k for k in digests if before.get(k) != digests[k]]
+    if changed:
+        raise ValueError(
+            f"--output holds a run whose {' and '.join(changed)} changed "
+            "since. Give another folder, or remove this one"
+        )
 
 
 def load_data(
@@ -175,7 +247,11 @@ def load_data(
 
 
 def load_npz(path: str, limit: int | None, seed: int) -> tuple[Any, Any]:
-    """Reads the four arrays, of the training split a sample."""
+    """Reads the four arrays, of the training split a sample.
+
+    Raises:
+        ValueError: if one is missing, or of another kind.
+    """
     names = ("train_images", "train_labels", "test_images", "test_labels")
     with np.load(path) as data:
         missing = [name for name in names if name not in data]
@@ -185,8 +261,29 @@ def load_npz(path: str, limit: int | None, seed: int) -> tuple[Any, Any]:
                 f"Missing in {path}: {', '.join(missing)}"
             )
         arrays = [data[name] for name in names]
+    for name, array in zip(names, arrays, strict=True):
+        _check_array(name, array)
     some = np.random.default_rng(seed).permutation(len(arrays[0]))[:limit]
     return [array[np.sort(some)] for array in arrays[:2]], arrays[2:]
+
+
+def _check_array(name: str, array: np.ndarray) -> None:
+    """Raises for an array that the help of `muffnet quantize` rules out."""
+    if name.endswith("images"):
+        wanted, fits = (
+            "uint8 pixels, (n, height, width, channels)",
+            (array.dtype == np.uint8 and array.ndim == 4),
+        )
+    else:
+        wanted, fits = (
+            "integers, (n,)",
+            (np.issubdtype(array.dtype, np.integer) and array.ndim == 1),
+        )
+    if not fits:
+        raise ValueError(
+            f"`{name}` in --data must be {wanted}. "
+            f"Received: {array.dtype} of shape {array.shape}"
+        )
 
 
 def fine_tune(

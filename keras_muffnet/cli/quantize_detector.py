@@ -10,6 +10,7 @@ import numpy as np
 from keras_muffnet.cli import common
 from keras_muffnet.cli.quantize_classifier import SETTINGS
 from keras_muffnet.cli.quantize_classifier import check_settings
+from keras_muffnet.cli.quantize_classifier import model_digest
 
 FILES = ("float32", "int8_post_training", "int8")
 # Of the fine-tuning, beside the settings of the command that began it.
@@ -40,7 +41,12 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     )
     # Now, not after calibration: fine-tuning drops what fills no batch.
     check_count(args.batch_size, len(source.split(args.train_split)))
-    check_settings(args, any((args.output / CHECKPOINTS).glob("*")))
+    feed = make_feed(args, source, size, cache=False)
+    check_settings(
+        args,
+        any((args.output / CHECKPOINTS).glob("*")),
+        digests_of(model, feed),
+    )
     check_classes(
         source.class_names,
         class_names_of(model, args.model),
@@ -65,6 +71,11 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
         aside.write_text(json.dumps(metrics, indent=2) + "\n")
     print_table(metrics)
     print(f"Files: {args.output}")
+
+
+def digests_of(model: Any, feed: Any) -> dict[str, str]:
+    """Returns what fine-tuning must resume with; see `check_settings`."""
+    return {"model": model_digest(model), "images": feed.fingerprint()}
 
 
 def make_feed(
@@ -150,7 +161,7 @@ def fine_tune(
     )
     trained.optimizer.build(trained.trainable_variables)
     checkpoints = Checkpoints(args.output / CHECKPOINTS, keep=1)
-    settings = check_settings(args, checkpoints.any())
+    settings = check_settings(args, checkpoints.any(), digests_of(model, feed))
     saved = checkpoints.load_last(print)
     if saved is None:
         with written_aside(args.output / SETTINGS) as aside:

@@ -4,7 +4,6 @@ import functools
 import os
 import pathlib
 import shutil
-import tempfile
 from typing import Any
 
 import keras
@@ -15,11 +14,8 @@ from keras_muffnet._files import written_aside
 from keras_muffnet.detection.ssd import is_detector
 from keras_muffnet.export.checks import image_shape
 from keras_muffnet.export.detection import finding
-from keras_muffnet.litert import read_operations
+from keras_muffnet.litert.converter import convert_function
 
-# Operations of a file whose weights were not frozen: right answers, ten times
-# slower.
-_UNFROZEN = {"VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"}
 # What TF Serving looks for in a version's folder.
 FILE = "model.tflite"
 
@@ -55,7 +51,8 @@ def export_litert(
     Raises:
         ValueError: if the model is not of that kind, or Keras does not run on
             TensorFlow.
-        RuntimeError: if the converted file would hold variables.
+        RuntimeError: if LiteRT lacks an operation, or the file would hold
+            variables.
         ImportError: if ai-edge-litert, which checks that, is not installed.
     """
     shape = image_shape(model)
@@ -79,23 +76,13 @@ def export_litert(
     signature = tf.function(
         lambda images: serve(images), input_signature=[images], autograph=False
     ).get_concrete_function()
-    # The variables alone: of a model with hundreds of layers TensorFlow would
-    # write down each of them.
-    module = tf.Module()
-    module.used = signature.variables
-    with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=signature)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+
+    def configure(converter: tf.lite.TFLiteConverter) -> None:
         if quantized is not None:
             # Without it the converter leaves float operations.
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        content = converter.convert()
-    unfrozen = _UNFROZEN & {op.name for op in read_operations(content)}
-    if unfrozen:
-        raise RuntimeError(
-            "The converted model must hold its weights as constants. "
-            f"Found operations: {', '.join(sorted(unfrozen))}"
-        )
+
+    content = convert_function(signature, configure)
     with written_aside(path) as aside:
         aside.write_bytes(content)
     return pathlib.Path(path)

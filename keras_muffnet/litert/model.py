@@ -17,6 +17,9 @@ from keras_muffnet._optional import load_optional
 # What brings ai-edge-litert.
 EXTRA = "quantization"
 
+# They change how a number is written, not the number.
+CASTS = ("QUANTIZE", "DEQUANTIZE")
+
 
 class Operation(NamedTuple):
     """One operation of a `.tflite` file.
@@ -42,6 +45,18 @@ class Node(NamedTuple):
     operation: Operation
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+
+
+class _Graph(NamedTuple):
+    """A graph of a `.tflite` file.
+
+    Attributes:
+        nodes: its operations, in order.
+        ends: the numbers of its inputs' and outputs' tensors.
+    """
+
+    nodes: list[Node]
+    ends: frozenset[int]
 
 
 class Tensor(NamedTuple):
@@ -284,7 +299,7 @@ class LiteRTModel:
     def nodes(self) -> list[Node]:
         """The operations of the file's main graph, with their tensors."""
         with open(self.path, "rb") as file:
-            return _read_graphs(file.read())[0]
+            return _read_graphs(file.read())[0].nodes
 
     def _set_inputs(self, example: Sequence[np.ndarray]) -> None:
         for number, x in zip(self.inputs, example, strict=True):
@@ -326,10 +341,39 @@ def read_operations(content: bytes) -> list[Operation]:
     Raises:
         ImportError: if `ai-edge-litert` is not installed.
     """
-    return [node.operation for graph in _read_graphs(content) for node in graph]
+    graphs = _read_graphs(content)
+    return [node.operation for graph in graphs for node in graph.nodes]
 
 
-def _read_graphs(content: bytes) -> list[list[Node]]:
+def find_departures(content: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Finds what a quantized `.tflite` file has besides integer operations.
+
+    What gives the file's inputs and outputs another type is left out.
+
+    Args:
+        content: the file's bytes.
+
+    Returns:
+        The float operations and the requantizations, by name and number.
+
+    Raises:
+        ImportError: if `ai-edge-litert` is not installed.
+    """
+    in_float, requantizations = [], []
+    graphs = _read_graphs(content)
+    nodes = [(node, graph.ends) for graph in graphs for node in graph.nodes]
+    for number, (node, ends) in enumerate(nodes):
+        name, dtypes = node.operation
+        if name in CASTS and ends.intersection(node.inputs + node.outputs):
+            continue
+        if any(dtype.startswith("FLOAT") for dtype in dtypes):
+            in_float.append(f"{name} #{number}")
+        elif name == "QUANTIZE":
+            requantizations.append(f"{name} #{number}")
+    return tuple(in_float), tuple(requantizations)
+
+
+def _read_graphs(content: bytes) -> list[_Graph]:
     schema = load_optional("ai_edge_litert.schema_py_generated", EXTRA)
     op_names = _names(schema.BuiltinOperator)
     type_names = _names(schema.TensorType)
@@ -342,14 +386,17 @@ def _read_graphs(content: bytes) -> list[list[Node]]:
             inputs = tuple(int(k) for k in operator.inputs if k >= 0)
             outputs = tuple(int(k) for k in operator.outputs if k >= 0)
             operation = Operation(
-                op_names[_code(model.operatorCodes[operator.opcodeIndex])],
+                op_names[
+                    operator_of(model.operatorCodes[operator.opcodeIndex])
+                ],
                 tuple(
                     type_names[graph.tensors[k].type]
                     for k in (*inputs, *outputs)
                 ),
             )
             nodes.append(Node(operation, inputs, outputs))
-        graphs.append(nodes)
+        ends = frozenset(map(int, (*graph.inputs, *graph.outputs)))
+        graphs.append(_Graph(nodes, ends))
     return graphs
 
 
@@ -358,7 +405,8 @@ def _names(enumeration: Any) -> dict[int, str]:
     return {code: name for name, code in values if isinstance(code, int)}
 
 
-def _code(operator_code: Any) -> int:
+def operator_of(operator_code: Any) -> int:
+    """The number of the operation that a code of a file stands for."""
     # Old files hold the code in one field, new ones in the other.
     return max(operator_code.builtinCode, operator_code.deprecatedBuiltinCode)
 

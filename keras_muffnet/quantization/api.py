@@ -119,7 +119,8 @@ def quantize_aware(
             and otherwise the data's own.
         float_layers: names of layers to leave in float; those that cannot be
             quantized may be among them. "unknown" leaves all of these in
-            float, and a warning says which they are.
+            float, and a warning says which they are. On JAX and PyTorch those
+            of a class of your own must be registered; see `load`.
         weight_bits: 4 or 8 for the kernels of the layers named; others have 8.
         per_channel: whether each output channel of a kernel has a scale of its
             own, as is most exact. False gives each kernel one scale; a dict
@@ -176,6 +177,9 @@ def _quantize(
     **settings: Any,
 ) -> Any:
     """Plans, calibrates and builds; the settings are the plan's."""
+    import keras
+
+    from keras_muffnet.quantization.custom import modules_to_import
     from keras_muffnet.quantization.plan import plan_quantization
     from keras_muffnet.quantization.ranges import find_ranges
 
@@ -197,13 +201,20 @@ def _quantize(
         model, input_shapes=_checked_shapes(input_shape, model), **settings
     )
     planned = planned._replace(steps=targets.fit_steps(planned.steps, target))
-    foreign = {s.sources[0]: 0 for s in planned.steps if s.kind == "Foreign"}
+    foreign = {
+        step.sources[0]: step.settings["operation"]
+        for step in planned.steps
+        if step.kind == "Foreign"
+    }
     if engine == "tfmot" and foreign:
         raise ValueError(
             "`engine` must be 'keras' for a model with layers that are left in "
             f"float for want of a rule: {', '.join(foreign)}. "
             "Received: engine='tfmot'"
         )
+    if foreign and keras.backend.backend() != "tensorflow":
+        # Not after training: `convert` could not write the file.
+        modules_to_import(foreign.values())
     if trains:
         _warn_of_lost(planned, engine)
     build = load_module(f"{engine}_engine").build

@@ -1,25 +1,24 @@
 """From Keras models, fake-quantized or not, to LiteRT files."""
 
+import importlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_muffnet.graph import input_structure
-from keras_muffnet.litert import read_operations
+from keras_muffnet.litert.converter import convert_function
+from keras_muffnet.litert.model import find_departures
 from keras_muffnet.litert.scales import with_single_scales
+from keras_muffnet.quantization.custom import modules_to_import
 from keras_muffnet.quantization.weights import engine_of
-
-# What a file has whose weights were not frozen: right answers, ten times
-# slower.
-_UNFROZEN = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 Configure = Callable[[tf.lite.TFLiteConverter], None]
 
@@ -59,7 +58,7 @@ def convert_quantized(
         content = _convert(model, configure, quantized=True)
     content = with_single_scales(content)
     has_float_layers = any("barrier" in n.lower() for n in _class_names(model))
-    unwanted = [] if has_float_layers else _float_operations(content)
+    unwanted = () if has_float_layers else find_departures(content)[0]
     if unwanted:
         raise RuntimeError(
             "The converted model must consist of integer operations alone, but "
@@ -144,41 +143,7 @@ def _convert(
             }
         return tf.nest.pack_sequence_as(outputs, flat)
 
-    # Holding the variables, not the model, saves nothing but this function:
-    # tf_keras would add one or more for every layer, which takes a minute.
-    module = tf.Module()
-    function = serve.get_concrete_function()
-    module.used = function.variables
-    with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=function)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        configure(converter)
-        content = converter.convert()
-    found = {operation.name for operation in read_operations(content)}
-    unfrozen = found & set(_UNFROZEN)
-    if unfrozen:
-        raise RuntimeError(
-            "The converted model must hold its weights as constants. "
-            f"Found operations: {', '.join(sorted(unfrozen))}"
-        )
-    return content
-
-
-def _float_operations(content: bytes) -> Sequence[str]:
-    operations = read_operations(content)
-    found = [
-        f"{name} #{number}"
-        for number, (name, dtypes) in enumerate(operations)
-        if name not in ("QUANTIZE", "DEQUANTIZE")
-        and any(dtype.startswith("FLOAT") for dtype in dtypes)
-    ]
-    # At the ends they stand for float inputs and outputs.
-    inner = [
-        f"{name} #{number}"
-        for number, (name, _) in enumerate(operations[1:-1], start=1)
-        if name == "DEQUANTIZE"
-    ]
-    return found or inner
+    return convert_function(serve.get_concrete_function(), configure)
 
 
 def _class_names(model: Any) -> list[str]:
@@ -188,6 +153,7 @@ def _class_names(model: Any) -> list[str]:
 def _converted_elsewhere(
     model: keras.Model, io_dtype: str, softmax: bool
 ) -> bytes:
+    modules = modules_to_import(model.layers)
     with tempfile.TemporaryDirectory() as folder:
         saved = os.path.join(folder, "model.keras")
         written = pathlib.Path(folder, "model.tflite")
@@ -195,22 +161,36 @@ def _converted_elsewhere(
         done = subprocess.run(
             [
                 *(sys.executable, "-m", __name__, saved, written, io_dtype),
-                *["softmax"] * softmax,
+                *("softmax" if softmax else "logits", *modules),
             ],
-            env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+            env={
+                **os.environ,
+                "KERAS_BACKEND": "tensorflow",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            },
             capture_output=True,
             text=True,
         )
         if done.returncode:
-            raise RuntimeError(f"The conversion failed:\n{done.stderr}")
+            errors = re.findall(
+                r"^\w*(?:Error|Exception): .*", done.stderr, re.MULTILINE
+            )
+            reason = errors[-1] if errors else done.stderr
+            raise RuntimeError(f"The conversion failed: {reason}")
         return written.read_bytes()
 
 
-if __name__ == "__main__":
+def _main(
+    saved: str, written: str, io_dtype: str, end: str, *modules: str
+) -> None:
+    """What the process that another backend starts does."""
     from keras_muffnet.quantization import load
 
-    pathlib.Path(sys.argv[2]).write_bytes(
-        convert_quantized(
-            load(sys.argv[1]), sys.argv[3], "softmax" in sys.argv[4:]
-        )
-    )
+    for name in modules:
+        importlib.import_module(name)
+    content = convert_quantized(load(saved), io_dtype, end == "softmax")
+    pathlib.Path(written).write_bytes(content)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

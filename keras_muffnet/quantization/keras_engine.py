@@ -17,6 +17,7 @@ from keras import layers
 from keras import ops
 
 from keras_muffnet.layers import ChannelSlice
+from keras_muffnet.quantization.custom import clone_layer
 from keras_muffnet.quantization.keras_operations import OPERATIONS
 from keras_muffnet.quantization.keras_operations import Operation
 from keras_muffnet.quantization.plan import Plan
@@ -333,7 +334,7 @@ def bare(layer: layers.Layer) -> layers.Layer:
 
 def output_range(layer: layers.Layer) -> Range | None:
     """The limits of a layer's output, where it is quantized."""
-    return getattr(layer, "output_range", None)
+    return layer.output_range if isinstance(layer, FakeQuantized) else None
 
 
 def read_weights(layer: layers.Layer) -> list[np.ndarray]:
@@ -480,16 +481,7 @@ def _copy(operation: Any, name: str) -> Any:
     """A layer of the same weights; a function itself."""
     if not isinstance(operation, layers.Layer):
         return operation
-    config = {**operation.get_config(), "name": f"{name}_kept"}
-    if isinstance(operation, layers.Lambda):
-        # Its function would be read from bytes, which Keras holds unsafe.
-        copy = layers.Lambda(
-            operation.function,
-            arguments=operation.arguments,
-            name=config["name"],
-        )
-    else:
-        copy = type(operation).from_config(config)
+    copy = clone_layer(operation, f"{name}_kept")
     if operation.weights:
         copy.build_from_config(operation.get_build_config())
         copy.set_weights(operation.get_weights())

@@ -38,7 +38,7 @@ _HARMLESS = {
     *("__module__", "__qualname__", "__static_attributes__", "__weakref__"),
     *("build", "compute_output_shape", "from_config", "get_config"),
 }
-_LIBRARIES = ("keras.", "keras_muffnet.")
+LIBRARIES = ("keras.", "keras_muffnet.")
 
 
 def kind_of(operation: Any) -> str:
@@ -49,7 +49,7 @@ def kind_of(operation: Any) -> str:
     """
     kind, changed = type(operation), set[str]()
     for base in kind.__mro__:
-        if base.__module__.startswith(_LIBRARIES):
+        if base.__module__.startswith(LIBRARIES):
             if not any(hasattr(base, name) for name in changed):
                 kind = base
             break
@@ -58,7 +58,7 @@ def kind_of(operation: Any) -> str:
             break
         changed |= vars(base).keys() - _HARMLESS
     name = kind.__name__
-    if not kind.__module__.startswith(_LIBRARIES):  # no rule is listed so
+    if not kind.__module__.startswith(LIBRARIES):  # no rule is listed so
         name = f"{kind.__module__}.{name}"
     if isinstance(operation, keras.layers.Layer):
         return name

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from keras_muffnet.litert import LiteRTModel
+from keras_muffnet.litert.model import CASTS
 from keras_muffnet.litert.model import Tensor
 from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.steps import KERNELS
-
-# They change how a number is written, not the number.
-CASTS = ("QUANTIZE", "DEQUANTIZE")
 
 _KERNEL_OPERATIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 

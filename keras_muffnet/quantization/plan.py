@@ -193,8 +193,7 @@ def plan_quantization(
     moving = _MOVING if share_ranges else tuple({*_MOVING} - {"Concatenate"})
     steps, outputs = _with_limits(steps, outputs, moving)
     folded = _folded(steps, outputs)
-    joins = [_joins(step, moving) for step in steps]
-    group = _groups(steps, joins)
+    group = _groups(steps, [joins(step, moving) for step in steps])
     passing = _passing(steps, outputs, moving)
     ranges: list[list[str]] = []
     fixed: list[Range | None] = []
@@ -432,13 +431,18 @@ def _folded(steps: Sequence[Step], outputs: Sequence[int]) -> set[int]:
                 folded.add(k)
         elif step.kind == "Cut" and before.bits:
             own = before.kind == "Input" or _known_range(before)
-            if not own and not _joins(before, _MOVING):
+            if not own and not joins(before, _MOVING):
                 folded.add(k)
     return folded
 
 
-def _joins(step: Step, moving: Sequence[str]) -> bool:
-    """Whether a step's output must have the scale of its inputs."""
+def joins(step: Step, moving: Sequence[str]) -> bool:
+    """Whether a step's output must have the scale of its inputs.
+
+    Args:
+        step: the step.
+        moving: the kinds that give values of their inputs alone.
+    """
     if not step.bits:
         return False
     if step.kind == "Reduce":
@@ -458,7 +462,7 @@ def _passing(
         for k, step in enumerate(steps)
         if step.kind == FLOAT_BARRIER
         or k + 1 in between
-        or (_joins(step, moving) and step.kind not in _WIDENING)
+        or (joins(step, moving) and step.kind not in _WIDENING)
     }
 
 
@@ -490,7 +494,7 @@ def _with_limits(
     while True:
         folded = _folded(steps, outputs)
         passing = _passing(steps, outputs, moving)
-        group = _groups(steps, [_joins(step, moving) for step in steps])
+        group = _groups(steps, [joins(step, moving) for step in steps])
         cutting: dict[int, set[Any]] = {}
         for k, step in enumerate(steps):
             if k not in folded and k not in passing:
@@ -536,7 +540,7 @@ def _with_bound(
     return new.steps, tuple(new.number[x] for x in outputs)
 
 
-def _groups(steps: Sequence[Step], joins: Sequence[bool]) -> list[int]:
+def _groups(steps: Sequence[Step], joining: Sequence[bool]) -> list[int]:
     """For each tensor a number that those joined with it have too."""
     parent = list(range(len(steps) + 1))
 
@@ -547,7 +551,7 @@ def _groups(steps: Sequence[Step], joins: Sequence[bool]) -> list[int]:
 
     first_call: dict[str, int] = {}
     for k, step in enumerate(steps):
-        joined = list(step.inputs) if joins[k] else []
+        joined = list(step.inputs) if joining[k] else []
         if step.kind in KERNELS:
             joined.append(first_call.setdefault(step.layer_name, k + 1))
         for tensor in joined:

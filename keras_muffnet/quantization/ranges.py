@@ -1,12 +1,14 @@
 """Limits of a plan's ranges, from what was found for its single outputs."""
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
 from keras_muffnet.quantization.plan import Plan
 from keras_muffnet.quantization.plan import Range
+from keras_muffnet.quantization.plan import joins
 from keras_muffnet.quantization.steps import INPUT_RANGE
 from keras_muffnet.quantization.steps import KERNELS
 from keras_muffnet.quantization.steps import Step
@@ -28,6 +30,10 @@ _CONSTANTS = {"Bound": ("low", "high"), "PadWith": ("value",)}
 # holds no product of such a scale and a weight's.
 _LEAST_WIDTH = 1e-20
 
+# What is this much narrower than a range it shares has 2 of its 256 levels.
+# Networks of random weights have outputs 50 times narrower than others.
+_MUCH_NARROWER = 128
+
 
 def find_ranges(
     plan: Plan, found: Mapping[str, Range], input_range: Range
@@ -44,7 +50,8 @@ def find_ranges(
         does, the range is (0, 1): next to a scale close to zero the
         interpreter would not run. A range too narrow for the bias of the
         layer behind it is widened, and so is one in which a constant would be
-        rounded that many values are compared with.
+        rounded that many values are compared with. A warning names layers to
+        which a range that they share leaves few levels.
 
     Raises:
         ValueError: naming the first step, if an output was not finite.
@@ -55,18 +62,50 @@ def find_ranges(
                 "`model` must give finite numbers on the calibration data. "
                 f"Layer {name!r} gives values in {limits}"
             )
-    found = _cut_off(plan, found)
+    found = _cut_off(plan, {**found, INPUT_RANGE: input_range})
+    _warn_of_unlike(plan, found)
     ranges = []
     for names, fixed in zip(plan.ranges, plan.fixed, strict=True):
-        needed = [found[n] for n in names if n != INPUT_RANGE]
-        if INPUT_RANGE in names:
-            needed.append(input_range)
+        needed = [found[name] for name in names]
         low = min([0.0, *(low for low, _ in needed)])
         high = max([0.0, *(high for _, high in needed)])
         if high - low < _LEAST_WIDTH:
             low, high = 0.0, 1.0
         ranges.append(fixed or (low, high))
     return _without_overflow(plan, _with_constants(plan, ranges))
+
+
+def _warn_of_unlike(plan: Plan, found: Mapping[str, Range]) -> None:
+    """Names what is joined with values so great that little is left of it."""
+    steps = {step.name: step for step in plan.steps}
+    labels = {
+        step.name: f"input {plan.ends.input_names[step.settings['index']]!r}"
+        for step in plan.steps
+        if step.kind == "Input"
+    }
+    said = []
+    for names in plan.ranges:
+        widths = {
+            labels.get(name, repr(name)): max(high, 0.0) - min(low, 0.0)
+            for name in names
+            for low, high in [found[name]]
+            if not joins(steps[name], ())
+        }
+        if not widths:
+            continue
+        widest = max(widths, key=lambda name: widths[name])
+        for name, width in widths.items():
+            if _LEAST_WIDTH < width < widths[widest] / _MUCH_NARROWER:
+                share = widths[widest] / width
+                said.append(f"{name} ({share:.0f} times less than {widest})")
+    if said:
+        warnings.warn(
+            "These layers are joined with others of much greater values, so "
+            "that their integers have hardly any levels: "
+            f"{', '.join(said)}. Scale the model's inputs, or the layers, so "
+            "that they are alike",
+            stacklevel=5,
+        )
 
 
 def _cut_off(plan: Plan, found: Mapping[str, Range]) -> dict[str, Range]:

@@ -14,13 +14,12 @@ import keras
 import numpy as np
 
 from keras_muffnet.litert import LiteRTModel
-from keras_muffnet.litert.model import Node
+from keras_muffnet.litert.model import find_departures
 from keras_muffnet.plots import plot_layer_noise
 from keras_muffnet.quantization.calibration import read_data
 from keras_muffnet.quantization.ends import Ends
 from keras_muffnet.quantization.keras_engine import build
 from keras_muffnet.quantization.keras_engine import call_foreign
-from keras_muffnet.quantization.matching import CASTS
 from keras_muffnet.quantization.matching import match
 from keras_muffnet.quantization.plan import FLOAT_BARRIER
 from keras_muffnet.quantization.plan import Plan
@@ -231,12 +230,13 @@ def report(
         if softmax:
             x = keras.ops.convert_to_numpy(keras.ops.softmax(x))
         answers.append(_compare_answers(name, layers[k], x, y.reshape(x.shape)))
-    nodes = file.nodes()
-    in_float, requantizations = _departures(file, nodes)
+    in_float, requantizations = find_departures(
+        pathlib.Path(tflite).read_bytes()
+    )
     result = Report(
         pathlib.Path(tflite),
         os.path.getsize(tflite),
-        dict(collections.Counter(node.operation.name for node in nodes)),
+        dict(collections.Counter(x.name for x in file.operations())),
         in_float,
         requantizations,
         answers[0].sqnr,
@@ -300,22 +300,6 @@ def _open(
             f"{', '.join(map(str, taken))} and gives {len(file.outputs)}"
         )
     return file
-
-
-def _departures(
-    file: LiteRTModel, nodes: Sequence[Node]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The float operations and the requantizations within a file."""
-    in_float, requantizations = [], []
-    for number, node in enumerate(nodes):
-        name, dtypes = node.operation
-        if name in CASTS and {*node.inputs, *node.outputs} & {*file.ends}:
-            continue
-        if any(dtype.startswith("FLOAT") for dtype in dtypes):
-            in_float.append(f"{name} #{number}")
-        elif name == "QUANTIZE":
-            requantizations.append(f"{name} #{number}")
-    return tuple(in_float), tuple(requantizations)
 
 
 def _compare(

@@ -11,14 +11,13 @@ from typing import Literal
 
 from keras_muffnet._arguments import boolean
 from keras_muffnet._files import written_aside
-from keras_muffnet.litert import read_operations
 from keras_muffnet.litert.metadata import embed_metadata
 from keras_muffnet.quantization._modules import load_module
 from keras_muffnet.quantization.calibration import NORMALIZATIONS
 from keras_muffnet.quantization.calibration import read_data
 from keras_muffnet.quantization.targets import TargetName
+from keras_muffnet.quantization.targets import check_file
 from keras_muffnet.quantization.targets import check_name
-from keras_muffnet.quantization.targets import check_operations
 
 __all__ = ["convert", "load"]
 
@@ -62,10 +61,11 @@ def convert(
             "dynamic_range": int8 weights; activations are float between
             operations, and quantized as each operation needs them. "int16":
             int8 weights and activations of 16 bits, whose ranges the converter
-            finds itself; without shared ranges, and several times slower.
+            finds itself; without shared ranges, and several times slower. The
+            model's inputs have to be float32.
         target: what the file is to run on, for "int8"; see `quantize_aware`.
         io_dtype: type of the input and the output for "int8": "int8", "uint8"
-            or "float32". Those of the other precisions are float32.
+            or "float32". Those of the other precisions are the model's.
         softmax: whether an int8 file ends in the softmax that the model ends
             in. By default it ends in logits: in int8 a probability is a
             multiple of 1/256, so that close classes tie.
@@ -85,9 +85,10 @@ def convert(
     Raises:
         ValueError: if the model was not made by `quantize_aware` or is not a
             float one, or another argument is not as above; or naming the
-            operations that the target cannot run.
-        RuntimeError: naming the operations, if any of the file's operations
-            comes out in float that should not, or reads a variable.
+            operations or kernels that the target cannot run.
+        RuntimeError: naming the operations, if LiteRT lacks one, or if any of
+            the file's operations comes out in float that should not, or reads
+            a variable.
         ImportError: if the packages for quantization are not installed.
     """
     path = check_path(path)
@@ -114,6 +115,11 @@ def convert(
             "`target` must be 'litert' unless `precision` is 'int8'. "
             f"Received: target={target!r}, precision={precision!r}"
         )
+    if calibration_data is not None and precision != "int16":
+        raise ValueError(
+            "`calibration_data` must be None unless `precision` is 'int16'. "
+            f"Received: precision={precision!r} and calibration data"
+        )
     ranges = load_module("weights").read_ranges(model)
     _check_model(model, precision, ranges)
     arrays = None
@@ -122,11 +128,16 @@ def convert(
     normalization = _checked_normalization(
         normalization, model, labels, ranges.get("input_range")
     )
+    if crop is not None and normalization is None:
+        raise ValueError(
+            "`crop` must be None for a file without metadata, which has one "
+            "where the scaling of its images is known: see `normalization`. "
+            f"Received: crop={crop!r}"
+        )
     conversion = load_module("conversion")
     if precision == "int8":
         content = conversion.convert_quantized(model, io_dtype, softmax)
-        names = [operation.name for operation in read_operations(content)]
-        check_operations(names, io_dtype, target)
+        check_file(content, io_dtype, target)
     else:
         content = conversion.convert_float(model, precision, arrays)
     if normalization is not None:
@@ -155,7 +166,9 @@ def load(path: str | os.PathLike[str]) -> Any:
     ```
 
     Args:
-        path: the `.keras` file that its `save` wrote.
+        path: the `.keras` file that its `save` wrote. Layers of a class of
+            your own that were left in float must be registered, by
+            `keras.saving.register_keras_serializable`, before it is read.
 
     Returns:
         The model, with its ranges and, if it was compiled, the optimizer and
@@ -219,6 +232,12 @@ def _check_model(
         raise ValueError(
             f"`model` must be {wanted} for precision {precision!r}. "
             f"Received: {model!r}"
+        )
+    dtypes = [x.dtype for x in model.inputs]
+    if precision == "int16" and {*dtypes} != {"float32"}:
+        raise ValueError(
+            "`model` must have inputs of float32 for precision 'int16': LiteRT "
+            f"does not cast others to 16 bits. Received: {', '.join(dtypes)}"
         )
 
 

@@ -17,6 +17,10 @@ from typing import Literal
 from typing import NamedTuple
 from typing import get_args
 
+from keras_muffnet.litert import read_operations
+from keras_muffnet.litert.model import find_departures
+from keras_muffnet.litert.scales import count_dense_scales
+
 if TYPE_CHECKING:
     # It imports Keras and, with it, its backend.
     from keras_muffnet.quantization.steps import Step
@@ -169,19 +173,17 @@ def _reason(step: "Step", runtime: Target) -> str:
     return ""
 
 
-def check_operations(
-    names: Iterable[str], io_dtype: str, target: TargetName
-) -> None:
-    """Raises if a file has operations that a target cannot run.
+def check_file(content: bytes, io_dtype: str, target: TargetName) -> None:
+    """Raises if a target cannot run a file.
 
     Args:
-        names: the file's operations.
+        content: the `.tflite` file's bytes.
         io_dtype: type of the file's ends. If it is float32, operations that
             change to float and back are at the ends.
         target: the target.
 
     Raises:
-        ValueError: naming the operations.
+        ValueError: naming the operations, or the kernels.
     """
     if target == "litert":
         return
@@ -191,10 +193,26 @@ def check_operations(
             f"`io_dtype` must be 'int8' or 'uint8' for {runtime.title}. "
             "Received: io_dtype='float32'"
         )
+    in_float, _ = find_departures(content)
+    wrong = [f"{name} is left in float" for name in in_float]
     ends = {"QUANTIZE", "DEQUANTIZE"} if io_dtype == "float32" else set()
-    missing = sorted({*names} - runtime.operations - ends)
-    if missing:
+    for number, (name, dtypes) in enumerate(read_operations(content)):
+        label = f"{name} #{number}"
+        if label in in_float:
+            continue
+        if name not in runtime.operations | ends:
+            wrong.append(f"{label} is none of its operations in int8")
+        if "INT4" in dtypes and 4 not in runtime.bits:
+            wrong.append(f"{label} has a kernel of 4 bits")
+    if not runtime.dense_per_channel:
+        wrong += [
+            f"{name} has {count} scales, of which it takes one"
+            for name, count in count_dense_scales(content).items()
+            if count > 1
+        ]
+    if wrong:
         raise ValueError(
-            f"`model` cannot run on {runtime.title}, which has not in int8: "
-            f"{', '.join(missing)}"
+            f"`model` cannot run on {runtime.title}: "
+            f"{'; '.join(dict.fromkeys(wrong))}. Give `quantize_aware` the "
+            "same `target`"
         )

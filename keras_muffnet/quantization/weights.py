@@ -10,6 +10,7 @@ import numpy as np
 from keras_muffnet.folding import norm_line
 from keras_muffnet.graph import fits
 from keras_muffnet.quantization._modules import load_module
+from keras_muffnet.quantization.custom import clone_layer
 from keras_muffnet.quantization.folding import home_of_bias
 from keras_muffnet.quantization.lowering import lower
 from keras_muffnet.quantization.rules.convolutions import kernels_of
@@ -54,7 +55,7 @@ def finish(
         for layer in quantized_model.layers
         if layer.weights
     }
-    copy = keras.models.clone_model(model, clone_function=_cloned)
+    copy = keras.models.clone_model(model, clone_function=clone_layer)
     copy.set_weights(model.get_weights())
     # Whatever was left in float has its weights in layers named so.
     kept = [
@@ -96,16 +97,6 @@ def finish(
             )
         _bring_back(step, weights, layers)
     return copy, ranges
-
-
-def _cloned(layer: keras.layers.Layer) -> Any:
-    """A layer of the same configuration."""
-    if isinstance(layer, keras.layers.Lambda):
-        # Its function would be read from bytes, which Keras holds unsafe.
-        return keras.layers.Lambda(
-            layer.function, arguments=layer.arguments, name=layer.name
-        )
-    return type(layer).from_config(layer.get_config())
 
 
 def engine_of(model: Any) -> Any:

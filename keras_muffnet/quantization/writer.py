@@ -345,6 +345,18 @@ class Writer:
             return self.call.kwargs.get(name)
         return self.call.args[position]
 
+    def single(self, value: Any, name: str) -> float:
+        """One number that the present call was given; refuses several."""
+        if isinstance(value, keras.KerasTensor):
+            self.refuse(f"must have a constant {name}")
+        array = np.asarray(keras.ops.convert_to_numpy(value))
+        if array.size != 1:
+            self.refuse(
+                f"must have one number as its {name}. "
+                f"Found: an array of shape {array.shape}"
+            )
+        return float(array.reshape(()))
+
     def refuse(self, reason: str) -> NoReturn:
         """Raises for the present layer."""
         path = getattr(self.layer, "path", None)

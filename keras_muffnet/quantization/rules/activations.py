@@ -335,7 +335,11 @@ def _with(write: Callable[..., int], *names: str) -> Callable[..., int]:
     """A rule that takes settings of the layer or operation."""
 
     def rule(w: Writer, x: int) -> int:
-        return write(w, x, *[getattr(w.layer, name) for name in names])
+        settings = {name: getattr(w.layer, name) for name in names}
+        for name, value in settings.items():
+            if hasattr(value, "shape"):
+                settings[name] = w.single(value, name)
+        return write(w, x, *settings.values())
 
     return rule
 

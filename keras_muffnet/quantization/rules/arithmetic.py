@@ -1,7 +1,6 @@
 """Sums, differences, products, extremes, means and matrices."""
 
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
@@ -15,10 +14,6 @@ from keras_muffnet.quantization.rules.scaling import affine
 from keras_muffnet.quantization.rules.scaling import per_example
 from keras_muffnet.quantization.writer import Rules
 from keras_muffnet.quantization.writer import Writer
-
-
-def _as_array(value: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(value), np.float32)
 
 
 def _arithmetic(kind: str) -> Callable[..., int]:
@@ -105,8 +100,8 @@ def _average(w: Writer, *inputs: int) -> int:
 
 def _clip(w: Writer, x: int) -> int:
     low, high = [
-        None if v is None else float(_as_array(v).reshape(()))
-        for v in (w.layer.x_min, w.layer.x_max)
+        None if v is None else w.single(v, name)
+        for name, v in (("x_min", w.layer.x_min), ("x_max", w.layer.x_max))
     ]
     if low is not None and high is not None and low <= 0 <= high:
         return cut(w, x, low, high)
@@ -130,7 +125,7 @@ def _power(w: Writer, *inputs: int) -> int:
     if len(inputs) != 1 or isinstance(exponent, keras.KerasTensor):
         w.refuse("must have a constant exponent")
     (x,) = inputs
-    value = float(_as_array(exponent).reshape(()))
+    value = w.single(exponent, "exponent")
     if value == 1:
         return x
     if value in (2, 3, 4):

@@ -96,6 +96,10 @@ def _convolution(w: Writer, x: int) -> int:
 
 def _transposed(w: Writer, x: int) -> int:
     settings = _settings(w)
+    if max(settings["dilation_rate"]) > 1:
+        w.refuse(
+            "must not be dilated: LiteRT has no transposed convolution that is"
+        )
     padding = w.layer.output_padding
     if isinstance(padding, int):
         padding = (padding,) * len(w.layer.kernel_size)

@@ -392,6 +392,8 @@ def _pad(w: Writer, x: int) -> int:
     if rank == 3:
         widths.insert(0, [0, 0])
     value = w.argument("constant_values", 1)
+    if value is not None:
+        value = w.single(value, "constant_values")
     mode = w.layer.mode
     if mode not in ("constant", "reflect", "symmetric"):
         w.refuse(
@@ -403,13 +405,13 @@ def _pad(w: Writer, x: int) -> int:
             w.refuse(
                 "must pad with a number that has a scale, but before a max "
                 "pooling, without padding, of at least twice the width. "
-                f"Found: {float(value)}"
+                f"Found: {value}"
             )
         mode = "symmetric"
     if mode != "constant":
         return w.add("Pad", x, widths=widths, mode=mode)
-    if value is not None and float(value):
-        return w.add("PadWith", x, widths=widths, value=float(value))
+    if value:
+        return w.add("PadWith", x, widths=widths, value=value)
     if len(widths) == 4 and not any(widths[3]):
         return w.add("ZeroPadding2D", x, padding=tuple(map(tuple, widths[1:3])))
     return w.add("Pad", x, widths=widths, mode=mode)
@@ -453,6 +455,8 @@ def _pool(w: Writer, x: int) -> int:
 def _pool_function(kind: str) -> Callable[..., int]:
     def write(w: Writer, x: int) -> int:
         rank = len(w.call.inputs[0].shape) - 2
+        if rank not in (1, 2):
+            w.refuse("must be over sequences or images")
         given = w.layer.pool_size, w.layer.strides or w.layer.pool_size
         size, strides = [
             (v,) * rank if isinstance(v, int) else tuple(v) for v in given
