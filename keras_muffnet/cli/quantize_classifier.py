@@ -62,7 +62,9 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     print("Writing float32.tflite")
     common.write_litert(
         model,
-        dataclasses.replace(known, mean=mean, std=std, class_names=names or ()),
+        dataclasses.replace(
+            known, mean=mean, std=std, class_names=tuple(names or ())
+        ),
         files["float32"],
     )
 

@@ -36,9 +36,9 @@ def modules_to_import(operations: Iterable[Any]) -> list[str]:
     Raises:
         ValueError: naming the first layer that another process cannot load.
     """
-    modules = {}
+    modules: dict[str, None] = {}
     for outer in operations:
-        inner = getattr(outer, "_flatten_layers", list)()
+        inner: Iterable[Any] = getattr(outer, "_flatten_layers", list)()
         for layer in inner:
             kind = type(layer)
             name = kind.__module__

@@ -334,7 +334,10 @@ def bare(layer: layers.Layer) -> layers.Layer:
 
 def output_range(layer: layers.Layer) -> Range | None:
     """The limits of a layer's output, where it is quantized."""
-    return layer.output_range if isinstance(layer, FakeQuantized) else None
+    if not isinstance(layer, FakeQuantized) or layer.output_range is None:
+        return None
+    low, high = layer.output_range
+    return low, high
 
 
 def read_weights(layer: layers.Layer) -> list[np.ndarray]:
