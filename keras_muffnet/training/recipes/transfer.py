@@ -14,7 +14,7 @@ Cost: minutes on a CPU for some thousand images of 64x64.
 Result: the means of seeds 0 to 2, from 30 training images a class: 52.2% of 300
 test images of CIFAR-10 (JPEG), 97.8% of 90 cells of 3 classes, cut out of BCCD,
 97.9% of 300 digits; from random weights 27.4%, 58.5% and 96.4%; from `cifar10`
-98.9% of the cells and 97.7% of the digits
+98.5% of the cells and 97.1% of the digits
 (`python -m tools.benchmarks.transfer`). From 500 images a class and after 10
 epochs 73.4% of CIFAR-10 (JPEG), from random weights 43.4%.
 """
