@@ -242,7 +242,7 @@ def test_a_label_of_a_version_that_is_not_there(base, tmp_path):
         ({}, "One of `model_base_path` and `model_config_file`"),
         (
             {"model_base_path": "/m", "port": None},
-            "One of `port` and `grpc_port`",
+            "One of `port`, `grpc_port` and `grpc.socket_path`",
         ),
         ({"model_base_path": "/m", "threads": 0}, "`threads`"),
         ({"port": -1}, "`port` must be .*port=-1"),
