@@ -367,7 +367,8 @@ def test_fine_tuning_resumes_after_the_last_whole_epoch(
         model = small_ssd()
         quantized = two_outputs(model)
         args = argparse.Namespace(output=folder, **settings | others)
-        quantize_detector.fine_tune(quantized, model, args, source)
+        opened = quantize_detector.open_training(model, args, source)
+        quantize_detector.fine_tune(quantized, model, args, *opened)
         return quantized.get_weights()
 
     whole = tuned(tmp_path / "whole")

@@ -41,17 +41,12 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     )
     # Now, not after calibration: fine-tuning drops what fills no batch.
     check_count(args.batch_size, len(source.split(args.train_split)))
-    feed = make_feed(args, source, size, cache=False)
-    check_settings(
-        args,
-        any((args.output / CHECKPOINTS).glob("*")),
-        digests_of(model, feed),
-    )
     check_classes(
         source.class_names,
         class_names_of(model, args.model),
         model.output_shape[-1] - 5,
     )
+    feed, settings = open_training(model, args, source)
     files = {name: args.output / f"{name}.tflite" for name in FILES}
 
     print("Writing float32.tflite")
@@ -61,7 +56,7 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     quantized = quantize_aware(two_outputs(model), images, engine="keras")
     print("Writing int8_post_training.tflite")
     export_litert(model, files["int8_post_training"], quantized=quantized)
-    fine_tune(quantized, model, args, source)
+    fine_tune(quantized, model, args, feed, settings)
     print("Writing int8.tflite")
     export_litert(model, files["int8"], quantized=quantized)
 
@@ -73,9 +68,31 @@ def quantize(model: Any, args: argparse.Namespace) -> None:
     print(f"Files: {args.output}")
 
 
-def digests_of(model: Any, feed: Any) -> dict[str, str]:
-    """Returns what fine-tuning must resume with; see `check_settings`."""
-    return {"model": model_digest(model), "images": feed.fingerprint()}
+def open_training(
+    model: Any, args: argparse.Namespace, source: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Opens the images to fine-tune on, varied mildly.
+
+    Returns:
+        The batches, and the settings for `settings.json`.
+
+    Raises:
+        ValueError: if `--output` holds a run of other ones, or of another
+            model or images.
+    """
+    from keras_muffnet.data import SSDAugmentation
+    from keras_muffnet.detection.ssd import predictions_layer
+
+    # Ranges are those of images as they are: colors and sizes stay.
+    same = (1.0, 1.0)
+    mild = SSDAugmentation(
+        brightness=0, contrast=same, saturation=same, hue=0, expansion=1
+    )
+    size = predictions_layer(model).image_size
+    feed = make_feed(args, source, size, augment=mild)
+    digests = {"model": model_digest(model), "images": feed.fingerprint()}
+    begun = any((args.output / CHECKPOINTS).glob("*"))
+    return feed, check_settings(args, begun, digests)
 
 
 def make_feed(
@@ -110,6 +127,7 @@ def calibration_images(
         source,
         size,
         batch_size=1,  # however few there are
+        train_split=None,
         test_split=args.train_split,
         cache=False,
     )
@@ -123,7 +141,11 @@ def calibration_images(
 
 
 def fine_tune(
-    quantized: Any, model: Any, args: argparse.Namespace, source: Any
+    quantized: Any,
+    model: Any,
+    args: argparse.Namespace,
+    feed: Any,
+    settings: dict[str, Any],
 ) -> None:
     """Trains with SSD's loss, on a cosine from the learning rate to nothing.
 
@@ -132,7 +154,6 @@ def fine_tune(
     import keras
 
     from keras_muffnet._files import written_aside
-    from keras_muffnet.data import SSDAugmentation
     from keras_muffnet.detection import SSDLoss
     from keras_muffnet.detection import SSDPredictions
     from keras_muffnet.detection.ssd import predictions_layer
@@ -144,12 +165,6 @@ def fine_tune(
     layer = predictions_layer(model)
     joined = SSDPredictions.from_config(layer.get_config())(quantized.outputs)
     trained = keras.Model(quantized.inputs, joined)
-    # Ranges are those of images as they are: colors and sizes stay.
-    same = (1.0, 1.0)
-    mild = SSDAugmentation(
-        brightness=0, contrast=same, saturation=same, hue=0, expansion=1
-    )
-    feed = make_feed(args, source, layer.image_size, augment=mild)
     schedule = keras.optimizers.schedules.CosineDecay(
         args.learning_rate,
         decay_steps=max(1, args.epochs * feed.steps_per_epoch),
@@ -161,7 +176,6 @@ def fine_tune(
     )
     trained.optimizer.build(trained.trainable_variables)
     checkpoints = Checkpoints(args.output / CHECKPOINTS, keep=1)
-    settings = check_settings(args, checkpoints.any(), digests_of(model, feed))
     saved = checkpoints.load_last(print)
     if saved is None:
         with written_aside(args.output / SETTINGS) as aside:
@@ -196,7 +210,7 @@ def compare(
         source,
         size,
         batch_size=1,
-        train_split=args.test_split,  # the other one is not opened
+        train_split=None,
         mean=0.0,
         std=1.0,
     )

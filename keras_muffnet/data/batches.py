@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -139,9 +138,3 @@ def fits_in_memory(needed: int) -> bool:
     return (
         needed <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     )
-
-
-def joined(parts: Sequence[str]) -> str:
-    """Joins by commas, and by "and" before the last."""
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last

@@ -319,3 +319,9 @@ def listed(names: Sequence[str]) -> str:
     """How many there are, and the first five."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{len(names)}: {', '.join(map(repr, names[:5]))}{more}"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Joins by commas, and by "and" before the last."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last

@@ -22,11 +22,11 @@ from keras_muffnet.data.batches import check_batches
 from keras_muffnet.data.batches import check_count
 from keras_muffnet.data.batches import check_step
 from keras_muffnet.data.batches import fits_in_memory
-from keras_muffnet.data.batches import joined
 from keras_muffnet.data.batches import skips
 from keras_muffnet.data.checks import warn_of_images
 from keras_muffnet.data.examples import Source
 from keras_muffnet.data.examples import images_of
+from keras_muffnet.data.examples import joined
 from keras_muffnet.data.examples import split_given
 from keras_muffnet.data.geometry import Geometry
 from keras_muffnet.data.reading import TensorFlowReader

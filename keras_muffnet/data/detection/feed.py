@@ -20,7 +20,6 @@ from keras_muffnet.data.batches import check_batches
 from keras_muffnet.data.batches import check_count
 from keras_muffnet.data.batches import check_step
 from keras_muffnet.data.batches import fits_in_memory
-from keras_muffnet.data.batches import joined
 from keras_muffnet.data.batches import skips
 from keras_muffnet.data.detection.annotations import DetectionSource
 from keras_muffnet.data.detection.annotations import Problem
@@ -32,6 +31,7 @@ from keras_muffnet.data.detection.split import refusal
 from keras_muffnet.data.detection.split import scan_split
 from keras_muffnet.data.examples import file_stamp
 from keras_muffnet.data.examples import images_of
+from keras_muffnet.data.examples import joined
 from keras_muffnet.data.examples import split_given
 from keras_muffnet.data.reading import in_threads
 from keras_muffnet.preprocessing import MEAN
